@@ -1,0 +1,8 @@
+"""xLSTM for PyTorch: sLSTM and mLSTM as fused kernels, drop-in layers, residual blocks and language models (arXiv 2405.04517)."""
+
+import pkgutil
+
+# A checkout's folder shadows an installed package of the same name: look for the compiled modules in both.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
+from . import native  # noqa: E402,F401

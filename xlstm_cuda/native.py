@@ -1,0 +1,36 @@
+"""The compiled modules: ``_C`` (CPU backend and CUDA kernels) and ``_simt`` (the CUDA kernels on the host executor)."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+ABI_VERSION = 1
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        "xlstm_cuda: the compiled module xlstm_cuda._C is missing. Install the package first, from a checkout with"
+        " `pip install -c constraints-cpu.txt .` (no GPU) or `pip install .` (CUDA)."
+    ) from error
+
+
+def _check_abi(module: ModuleType) -> ModuleType:
+    if module.abi_version != ABI_VERSION:
+        raise ImportError(
+            f"xlstm_cuda: {module.__name__} was built for other sources (abi {module.abi_version}, expected {ABI_VERSION});"
+            " reinstall the package"
+        )
+    return module
+
+
+_check_abi(_C)
+
+
+def simt() -> ModuleType:
+    """The host executor's module. ImportError, with the reason, where it was not built."""
+    try:
+        return _check_abi(importlib.import_module("xlstm_cuda._simt"))
+    except ModuleNotFoundError as error:
+        raise ImportError("the host executor is not in this build; reinstall with XLSTM_SIMT=ON") from error
