@@ -5,10 +5,10 @@ import pkgutil
 # A checkout's folder shadows an installed package of the same name: look for the compiled modules in both.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from . import functional  # noqa: E402
-from .backends import backends  # noqa: E402
-from .native import _C  # noqa: E402
-from .states import MLSTMState, SLSTMState  # noqa: E402
+from . import functional
+from .backends import backends
+from .native import _C
+from .states import MLSTMState, SLSTMState
 
 __version__: str = _C.version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -82,7 +83,7 @@ def cu_seqlens(value: Tensor, batch: int, steps: int, expected_device: torch.dev
         raise ValueError("cu_seqlens: got no entries, expected N+1 borders from 0 to S")
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         borders = value.tolist()
-        if borders[0] != 0 or borders[-1] != steps or any(a > b for a, b in zip(borders, borders[1:])):
+        if borders[0] != 0 or borders[-1] != steps or any(a > b for a, b in itertools.pairwise(borders)):
             raise ValueError(f"cu_seqlens: got {_short(borders)}, expected borders that rise from 0 to S = {steps}")
     return value.shape[0] - 1
 

@@ -11,6 +11,7 @@ on the state that does not depend on the gauge (such as feeding it to the next c
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -217,9 +218,7 @@ def slstm_step(
     if backend != "reference" and not _needs_grad(x, R, b, *initial):
         h, *last = slstm_ops.slstm_step(x, R, b, *initial, forget_gate, backend)
         return h, SLSTMState(*last)
-    h, last_state = slstm(
-        x.unsqueeze(1), R, b, state=initial, return_state=True, forget_gate=forget_gate, backend=backend
-    )
+    h, last_state = slstm(x.unsqueeze(1), R, b, state=initial, return_state=True, forget_gate=forget_gate, backend=backend)
     return h.squeeze(1), last_state
 
 
@@ -265,9 +264,7 @@ def _check_mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, lead: st
     return batch[0], batch[1] if len(batch) > 1 else 1, NH, DHQK, v.shape[-1]
 
 
-def _mlstm_options(
-    DHQK: int, scale: float | None, igate: str, normalize: bool, eps: float, normalizer_grad: str
-) -> float:
+def _mlstm_options(DHQK: int, scale: float | None, igate: str, normalize: bool, eps: float, normalizer_grad: str) -> float:
     checks.choice("igate", igate, ("exp", "sigmoid"))
     checks.choice("normalizer_grad", normalizer_grad, ("exact", "detached"))
     if not normalize and igate == "exp":
@@ -319,6 +316,6 @@ def _each_sequence(
         return run([x[:, :0] for x in inputs], state)
     results = [
         run([x[:, start:end] for x in inputs], tuple(s[row : row + 1] for s in state))
-        for row, (start, end) in enumerate(zip(borders, borders[1:]))
+        for row, (start, end) in enumerate(itertools.pairwise(borders))
     ]
     return torch.cat([h for h, _ in results], 1), [torch.cat(parts) for parts in zip(*(last for _, last in results))]

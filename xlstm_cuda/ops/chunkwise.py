@@ -208,7 +208,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial: State, cu_seqlens: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h in v's dtype, the final C, n, m, and the dot products s q.n (B, S, NH) that the backward needs."""
-    C0, n0, m0 = initial
+    C0, _n0, _m0 = initial
     h, dot = torch.empty_like(v, memory_format=torch.contiguous_format), i.new_empty(i.shape, dtype=C0.dtype)
     last = tuple(s.clone() for s in initial)
     for bucket in _buckets(cu_seqlens, q.shape[1]):
@@ -302,7 +302,9 @@ def backward(
     for bucket in _buckets(cu_seqlens, q.shape[1]):
         q_, k_, v_, dh_, h_, dot_ = (bucket.take(x, 0.0) for x in (q, k, v, dh, h, dot))
         i_, f_ = bucket.take(i, -torch.inf), bucket.take(f, torch.inf)
-        results = _backward_rows(dh_, *bucket.rows_of((dC, dn)), q_, k_, v_, i_, f_, bucket.rows_of(initial), h_, dot_, options, exact)
+        results = _backward_rows(
+            dh_, *bucket.rows_of((dC, dn)), q_, k_, v_, i_, f_, bucket.rows_of(initial), h_, dot_, options, exact
+        )
         for whole, part in zip(gradients, results[:5]):
             bucket.put(whole, part)
         for whole, part in zip(dinitial, results[5:]):
