@@ -34,3 +34,8 @@ def simt() -> ModuleType:
         return _check_abi(importlib.import_module("xlstm_cuda._simt"))
     except ModuleNotFoundError as error:
         raise ImportError("the host executor is not in this build; reinstall with XLSTM_SIMT=ON") from error
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU backend chose on this machine."""
+    return getattr(_C, "cpu_isa", lambda: "baseline")()
