@@ -9,6 +9,7 @@
 #include "build_config.h"
 #include "cpu/isa.h"
 #include "cpu/slstm.h"
+#include "cpu/slstm_kernels.h"
 #ifdef XLSTM_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -46,10 +47,10 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, int64_t DH_saved, Address cu_seqlens, Address reset,
+slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, Address cu_seqlens, Address reset,
                          int64_t reset_stride_b, int64_t reset_stride_s, bool exp_forget_gate) {
   slstm::Shape shape;
-  shape.B = B, shape.S = S, shape.NH = NH, shape.DH = DH, shape.DH_saved = DH_saved;
+  shape.B = B, shape.S = S, shape.NH = NH, shape.DH = DH;
   shape.cu_seqlens = at<const int32_t>(cu_seqlens);
   shape.reset = at<const uint8_t>(reset);
   shape.reset_stride_b = reset_stride_b, shape.reset_stride_s = reset_stride_s;
@@ -105,11 +106,12 @@ void bind_slstm_cpu(py::module_& m, const std::string& type) {
 }
 
 void bind_cpu(py::module_& m) {
+  m.attr("UNIT_PADDING") = xlstm::cpu::kUnitPadding;
   m.def("supported_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
   m.def("isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
   m.def("select_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
   py::class_<slstm::Shape>(m, "SLSTMShape")
-      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"), py::arg("DH_saved"),
+      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"),
            py::arg("cu_seqlens"), py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"),
            py::arg("exp_forget_gate"));
   bind_slstm_cpu<float>(m, "float32");
