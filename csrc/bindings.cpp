@@ -7,6 +7,7 @@
 #include <string>
 
 #include "build_config.h"
+#include "cpu/gate_math.h"
 #include "cpu/isa.h"
 #include "cpu/slstm.h"
 #include "cpu/slstm_kernels.h"
@@ -105,11 +106,32 @@ void bind_slstm_cpu(py::module_& m, const std::string& type) {
         py::arg("db_rows"), py::arg("dh0"), py::arg("dc0"), py::arg("dn0"), py::arg("dm0"), py::arg("threads"));
 }
 
+void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t count) {
+  using namespace xlstm::cpu;
+  switch (selected_isa()) {
+#ifdef XLSTM_X86_64
+    case Isa::kAvx512: return avx512::gate_math(function, at<const float>(x), at<float>(y), count);
+    case Isa::kAvx2: return avx2::gate_math(function, at<const float>(x), at<float>(y), count);
+#endif
+    default: return baseline::gate_math(function, at<const float>(x), at<float>(y), count);
+  }
+}
+
 void bind_cpu(py::module_& m) {
   m.attr("UNIT_PADDING") = xlstm::cpu::kUnitPadding;
   m.def("supported_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
   m.def("isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
   m.def("select_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
+  using xlstm::cpu::GateFunction;
+  py::enum_<GateFunction>(m, "GateFunction")
+      .value("exp2", GateFunction::kExp2)
+      .value("log2", GateFunction::kLog2)
+      .value("log2_1p", GateFunction::kLog2Of1p)
+      .value("rcp", GateFunction::kRcp)
+      .value("sigmoid", GateFunction::kSigmoid)
+      .value("log_sigmoid", GateFunction::kLogSigmoid);
+  m.def("gate_math", &gate_math, py::arg("function"), py::arg("x"), py::arg("y"), py::arg("count"),
+        "for tests: a function of csrc/device/math.cuh over float32 arrays");
   py::class_<slstm::Shape>(m, "SLSTMShape")
       .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"),
            py::arg("cu_seqlens"), py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"),

@@ -4,7 +4,7 @@
 // exp2_approx   ex2.approx.ftz, 2 ulp             polynomial, 1 ulp                               exp2
 // log2_approx   lg2.approx.ftz, 2^-22 near 1      polynomial, 2 ulp                               log2
 // rcp_approx    rcp.approx.ftz, 1 ulp             1 / x, rounded to nearest                       1 / x
-// log2_1p       log2_approx, a series below 1/32  atanh series, 2 ulp                             log1p
+// log2_1p       log2_approx, a series below 1/32  atanh series, 3 ulp                             log1p
 //
 // The g++ float forms have no branch and no table, so loops over them become vector code.  All of them flush subnormal
 // arguments and results to zero and keep NaN.  Exponentials are only ever taken of arguments <= 0.
