@@ -473,7 +473,7 @@ def test_forward_mode_raises():
     case = make_case(2, 5, 2, 6).to(torch.float32)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(case.x, torch.ones_like(case.x))
-        with pytest.raises(RuntimeError, match="forward-mode AD"):
+        with pytest.raises(RuntimeError, match="forward mode AD"):
             functional.slstm(dual, case.R, case.b, backend="cpu")
 
 

@@ -90,10 +90,6 @@ class _SLSTM(torch.autograd.Function):
         gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *ctx.saved_tensors))
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *_: Any):
-        raise RuntimeError("slstm: forward-mode AD is not supported by the kernels; use backend='reference'")
-
 
 def slstm(
     x: Tensor,
