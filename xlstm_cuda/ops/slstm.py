@@ -14,6 +14,8 @@ from torch import Tensor
 from . import slstm_cpu
 from .library import define, differentiable_once
 
+State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
+
 _OPTIONAL_STATE = "Tensor? h0, Tensor? c0, Tensor? n0"
 _ROWS = "Tensor? reset, Tensor? cu_seqlens"
 
@@ -95,34 +97,22 @@ def slstm(
     x: Tensor,
     R: Tensor,
     b: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    n0: Tensor | None,
-    m0: Tensor | None,
+    state: State | None,
     reset: Tensor | None,
     cu_seqlens: Tensor | None,
     forget_gate: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm`; returns h and the final h, c, n, m (m without gradient)."""
-    differentiable = (x, R, b, h0, c0, n0, m0)
+    differentiable = (x, R, b, *(state or (None,) * 4))
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    return _SLSTM.apply(*differentiable, reset, cu_seqlens, forget_gate, save, backend)
+    h, *last = _SLSTM.apply(*differentiable, reset, cu_seqlens, forget_gate, save, backend)
+    return h, tuple(last)
 
 
-def slstm_step(
-    x: Tensor,
-    R: Tensor,
-    b: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    n: Tensor,
-    m: Tensor,
-    forget_gate: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate: str, backend: str) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step`, without gradients; returns h and the new h, c, n, m."""
-    operands = x.unsqueeze(1), R, b, h, c, n, m, None, None, forget_gate, False
+    operands = x.unsqueeze(1), R, b, *state, None, None, forget_gate, False
     # Eagerly, the op's dispatch would cost more than the step itself.
     forward = _forward(*operands, backend) if torch.compiler.is_compiling() else _implementation(backend).forward(*operands)
-    return forward[0].squeeze(1), *forward[1:5]
+    return forward[0].squeeze(1), forward[1:5]
