@@ -76,7 +76,8 @@ class xLSTMLMModel(nn.Module):
     def get_weight_decay_optim_groups(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
         """Parameters with weight decay, and without, each in the order of named_parameters().
 
-        Weight matrices decay; biases, norm weights, the skip and the recurrent kernel do not; the embedding as its config field says.
+        Weight matrices decay; biases, norm weights, the skip and the recurrent kernel do not; the embedding does if
+        `weight_decay_on_embedding` says so.
         """
         parameters = dict(self.named_parameters())
         decay, no_decay = self.get_weight_decay_optim_group_param_names()

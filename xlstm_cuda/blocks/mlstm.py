@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .. import functional
+from ..states import MLSTMState
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
 from .headwise import LinearHeadwise
@@ -90,31 +91,23 @@ class mLSTMCell(nn.Module):
         k: Tensor,
         v: Tensor,
         state: Sequence[Tensor] | None = None,
-        return_state: bool = False,
         single_step: bool = False,
         backend: str | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """h (B, S, I), and the state after the last step if asked for; ``single_step`` takes the path for S = 1."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """h (B, S, I) and the state after the last step; ``single_step`` takes the decode path, S = 1."""
         B, S, _ = q.shape
         NH, DH = self.num_heads, self.features // self.num_heads
         i, f = self._gates(q, k, v).view(B, S, 2, NH).unbind(2)
         q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
-        before = None if state is None else self._ours(state, q)
+        before = None if state is None else _without_ones(state, q)
         if single_step:
-            if before is None:
-                dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-                before = tuple(
-                    torch.zeros(shape, dtype=dtype, device=q.device) for shape in ((B, NH, DH, DH), (B, NH, DH), (B, NH))
-                )
-            operands = (x.squeeze(1) for x in (q, k, v, i, f))
-            h, last = functional.mlstm_step(*operands, before, scale=1.0, backend=backend)
+            q, k, v, i, f = (x.squeeze(1) for x in (q, k, v, i, f))
+            h, last = functional.mlstm_step(q, k, v, i, f, before or _fresh(q), scale=1.0, backend=backend)
             h = h.unsqueeze(1)
-        elif return_state:
-            h, last = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
         else:
-            h, last = functional.mlstm(q, k, v, i, f, state=before, scale=1.0, backend=backend), None
-        official = None if last is None else (last.C, last.n.unsqueeze(-1), last.m[..., None, None])
-        return self.outnorm(h), official
+            h, last = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
+        C, n, m = last
+        return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
 
     def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Pre-activations (B, S, 2 NH), input gates first: Linear(cat(q, k, v)) without writing the cat."""
@@ -123,18 +116,29 @@ class mLSTMCell(nn.Module):
         of_q, of_k, of_v = weight.split(self.features, 1)
         return linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)
 
-    def _ours(self, state: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
-        """The official state without its trailing ones, in the dtype of states."""
-        if len(state) != 3:
-            raise ValueError(f"mlstm_state: got {len(state)} tensors, expected (C, n, m)")
-        B, _, NH, DH = like.shape
-        shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
-        trailing = ("(B, NH, DH, DH)", "(B, NH, DH, 1)", "(B, NH, 1, 1)")
-        for name, part, shape, axes in zip("Cnm", state, shapes, trailing):
-            if part.numel() != torch.Size(shape).numel() or tuple(part.shape[: len(shape)]) != shape:
-                raise ValueError(f"mlstm_state.{name}: got shape {tuple(part.shape)}, expected {axes} with {(B, NH, DH)}")
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return tuple(part.to(dtype).reshape(shape) for part, shape in zip(state, shapes))
+
+def _state_dtype(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _fresh(like: Tensor) -> MLSTMState:
+    """The state before the first step; ``like`` is q (B, NH, DH)."""
+    B, NH, DH = like.shape
+    shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
+    return MLSTMState(*(like.new_zeros(shape, dtype=_state_dtype(like)) for shape in shapes))
+
+
+def _without_ones(state: Sequence[Tensor], like: Tensor) -> MLSTMState:
+    """The official state without its trailing axes of size 1, in the dtype of states; ``like`` is q (B, S, NH, DH)."""
+    if len(state) != 3:
+        raise ValueError(f"mlstm_state: got {len(state)} tensors, expected (C, n, m)")
+    B, _, NH, DH = like.shape
+    shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
+    official = ((B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1))
+    for name, part, accepted, expected in zip("Cnm", state, shapes, official):
+        if tuple(part.shape) not in (accepted, expected):
+            raise ValueError(f"mlstm_state.{name}: got shape {tuple(part.shape)}, expected {expected}")
+    return MLSTMState(*(part.to(_state_dtype(like)).reshape(shape) for part, shape in zip(state, shapes)))
 
 
 class mLSTMLayer(nn.Module):
@@ -191,8 +195,8 @@ class mLSTMLayer(nn.Module):
 
         Args:
             x: (B, S, D), any S.
-            state: {"mlstm_state": (C (B, NH, DH, DH), n (B, NH, DH, 1), m (B, NH, 1, 1)), "conv_state": (inputs (B, K, I),)} before
-                the first step, the official form; None or a missing key is fresh. The two may also be given as keywords.
+            state: {"mlstm_state": (C (B, NH, DH, DH), n (B, NH, DH, 1), m (B, NH, 1, 1)), "conv_state": (inputs (B, K, I),)}
+                before the first step, the official form; None or a missing key is fresh. The two may also be given as keywords.
             return_last_state: also return the state after the last step, in the same form.
             backend: of xlstm_cuda.functional; None goes by device.
 
@@ -200,9 +204,8 @@ class mLSTMLayer(nn.Module):
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
         check_input(x, self.config.embedding_dim)
-        y, last = self._run(
-            x, layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state}), return_last_state, False, backend
-        )
+        before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
+        y, last = self._run(x, before, return_last_state, False, backend)
         return (y, last) if return_last_state else y
 
     def step(
@@ -216,16 +219,16 @@ class mLSTMLayer(nn.Module):
     ) -> tuple[Tensor, dict[str, Any]]:
         """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
-        return self._run(x, layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state}), True, True, backend)
+        before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
+        return self._run(x, before, True, True, backend)
 
     def _run(
         self, x: Tensor, state: LayerState, return_state: bool, single_step: bool, backend: str | None
     ) -> tuple[Tensor, dict[str, Any]]:
         a, gate = self.proj_up(x).chunk(2, -1)
         c = silu(a if self.conv1d is None else self.conv1d(a, state["conv_state"]))
-        h, last = self.mlstm_cell(
-            self.q_proj(c), self.k_proj(c), self.v_proj(a), state["mlstm_state"], return_state, single_step, backend
-        )
+        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
+        h, last = self.mlstm_cell(q, k, v, state["mlstm_state"], single_step, backend)
         y = self.dropout(self.proj_down((h + self.learnable_skip * c) * silu(gate)))
         if not return_state:
             return y, {}

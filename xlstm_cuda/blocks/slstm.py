@@ -135,8 +135,8 @@ class sLSTMBlockConfig:
 class sLSTMCell(nn.Module):
     """The recurrence and its parameters, under the official names.
 
-    `_recurrent_kernel_` (NH, 4 DH, DH) indexed [head, (gate, out), in] and `_bias_` (4 D) indexed (gate, head, unit), gates in the
-    order i, f, z, o. These are the official package's "vanilla" layouts and the only ones we save. Its "cuda" layouts, (NH, DH, 4 DH)
+    `_recurrent_kernel_` (NH, 4 DH, DH) indexed [head, (gate, out), in] and `_bias_` (4 D) indexed (gate, head, unit), gates in
+    the order i, f, z, o: the official package's "vanilla" layouts, and the only ones we save. Its "cuda" layouts, (NH, DH, 4 DH)
     indexed [head, in, (gate, out)] and (head, gate, unit), are recognised by the shape of the kernel and turned on loading.
     """
 
@@ -183,33 +183,40 @@ class sLSTMCell(nn.Module):
         self,
         x: Tensor,
         state: Tensor | Sequence[Tensor] | None = None,
-        return_state: bool = False,
         single_step: bool = False,
         backend: str | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """x (B, S, 4, NH, DH) -> h (B, S, NH, DH), and the state (4, B, D) of h, c, n, m after the last step if asked for."""
-        B, _, _, NH, DH = x.shape
-        before = None if state is None else self._ours(state, x)
-        if single_step:
-            if before is None:
-                dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-                before = SLSTMState(*torch.zeros(4, B, NH, DH, dtype=dtype, device=x.device).unbind(0))
-            h, last = functional.slstm_step(x.squeeze(1), self.R, self.b, before, backend=backend)
-            h = h.unsqueeze(1)
-        elif return_state:
-            h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, backend=backend)
-        else:
-            return functional.slstm(x, self.R, self.b, state=before, backend=backend), None
-        return h, torch.stack(last).reshape(4, B, NH * DH)
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step.
 
-    def _ours(self, state: Tensor | Sequence[Tensor], like: Tensor) -> SLSTMState:
-        B, _, _, NH, DH = like.shape
-        if not isinstance(state, Tensor):
-            state = torch.stack(tuple(state))
-        if tuple(state.shape) != (4, B, NH * DH):
-            raise ValueError(f"slstm_state: got shape {tuple(state.shape)}, expected (4, B, D) = {(4, B, NH * DH)}")
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return SLSTMState(*state.to(dtype).view(4, B, NH, DH).unbind(0))
+        ``single_step`` takes the decode path, S = 1.
+        """
+        before = None if state is None else _by_head(state, x)
+        if single_step:
+            h, last = functional.slstm_step(x.squeeze(1), self.R, self.b, before or _fresh(x), backend=backend)
+            h = h.unsqueeze(1)
+        else:
+            h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, backend=backend)
+        return h, torch.stack(tuple(last)).flatten(2)
+
+
+def _state_dtype(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _fresh(like: Tensor) -> SLSTMState:
+    """The state before the first step; ``like`` is x (B, S, 4, NH, DH)."""
+    B, _, _, NH, DH = like.shape
+    return SLSTMState(*like.new_zeros((4, B, NH, DH), dtype=_state_dtype(like)).unbind(0))
+
+
+def _by_head(state: Tensor | Sequence[Tensor], like: Tensor) -> SLSTMState:
+    """The official state (4, B, D) as h, c, n, m, each (B, NH, DH), in the dtype of states; ``like`` is x (B, S, 4, NH, DH)."""
+    B, _, _, NH, DH = like.shape
+    if not isinstance(state, Tensor):
+        state = torch.stack(tuple(state))
+    if tuple(state.shape) != (4, B, NH * DH):
+        raise ValueError(f"slstm_state: got shape {tuple(state.shape)}, expected (4, B, D) = {(4, B, NH * DH)}")
+    return SLSTMState(*state.to(_state_dtype(like)).view(4, B, NH, DH).unbind(0))
 
 
 def _turn_cuda_layout(cell: sLSTMCell, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -276,9 +283,8 @@ class sLSTMLayer(nn.Module):
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
         check_input(x, self.config.embedding_dim)
-        y, last = self._run(
-            x, layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state}), return_last_state, False, backend
-        )
+        before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
+        y, last = self._run(x, before, return_last_state, False, backend)
         return (y, last) if return_last_state else y
 
     def step(
@@ -292,16 +298,17 @@ class sLSTMLayer(nn.Module):
     ) -> tuple[Tensor, dict[str, Any]]:
         """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
-        return self._run(x, layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state}), True, True, backend)
+        before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
+        return self._run(x, before, True, True, backend)
 
     def _run(
         self, x: Tensor, state: Mapping[str, Any], return_state: bool, single_step: bool, backend: str | None
     ) -> tuple[Tensor, dict[str, Any]]:
         c = x if self.conv1d is None else silu(self.conv1d(x, state["conv_state"]))
-        # The official layer feeds the weight named fgate to the input gate and igate to the forget gate; checkpoints depend on it.
+        # The official layer drives the input gate by the weight named fgate, the forget gate by igate; checkpoints depend on it.
         gates = torch.stack([self.fgate(c), self.igate(c), self.zgate(x), self.ogate(x)], 2)
         gates = gates.unflatten(-1, (self.config.num_heads, -1))
-        h, last = self.slstm_cell(gates, state["slstm_state"], return_state, single_step, backend)
+        h, last = self.slstm_cell(gates, state["slstm_state"], single_step, backend)
         y = self.group_norm(self.dropout(h))
         if not return_state:
             return y, {}

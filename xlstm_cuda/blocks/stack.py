@@ -22,9 +22,9 @@ StackState = Mapping[str, LayerState]
 class xLSTMBlockStackConfig:
     """Fields and defaults of `xlstm` 2.0.6.
 
-    `slstm_at` lists the positions of sLSTM blocks, or is "all"; without an mlstm_block every block is an sLSTM. `embedding_dim`,
-    `dropout` (and for mLSTM blocks `bias` and `context_length`) are written into the block configs; as in the official package they
-    do not reach the feed-forward networks, which have their own fields. `context_length` limits nothing.
+    `slstm_at` lists the positions of sLSTM blocks, or is "all"; without an mlstm_block every block is an sLSTM. `embedding_dim`
+    and `dropout` (for mLSTM blocks also `bias`, `context_length`) are written into the block configs; as in the official package
+    `bias` and `dropout` do not reach the feed-forward networks, which have their own. `context_length` limits nothing.
     """
 
     mlstm_block: mLSTMBlockConfig | None = None
