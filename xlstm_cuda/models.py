@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from . import checks
 from .blocks.init import small_init_
 from .blocks.stack import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
 
@@ -59,7 +61,7 @@ class xLSTMLMModel(nn.Module):
         self, idx: Tensor, state: StackState | None = None, return_last_state: bool = False, *, backend: str | None = None
     ) -> Any:
         """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`."""
-        x = self.emb_dropout(self.token_embedding(idx))
+        x = self._embed(idx)
         if return_last_state:
             x, last = self.xlstm_block_stack(x, state, True, backend=backend)
             return self.lm_head(x), last
@@ -69,9 +71,16 @@ class xLSTMLMModel(nn.Module):
         self, idx: Tensor, state: StackState | None = None, *, backend: str | None = None
     ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
         """One token: ids (B, 1) -> logits (B, 1, vocab_size) and the new state; the given state is left as it is."""
-        x = self.emb_dropout(self.token_embedding(idx))
+        x = self._embed(idx, single_step=True)
         x, last = self.xlstm_block_stack.step(x, state, backend=backend)
         return self.lm_head(x), last
+
+    def _embed(self, idx: Tensor, single_step: bool = False) -> Tensor:
+        """Embeddings (B, S, D) of token ids (B, S). Ids outside the vocabulary raise PyTorch's own IndexError."""
+        checks.dtype("idx", checks.tensor("idx", idx), (torch.int64, torch.int32))
+        if idx.dim() != 2 or (single_step and idx.shape[1] != 1):
+            raise ValueError(f"idx: got shape {tuple(idx.shape)}, expected (B, {'1' if single_step else 'S'})")
+        return self.emb_dropout(self.token_embedding(idx))
 
     def get_weight_decay_optim_groups(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
         """Parameters with weight decay, and without, each in the order of named_parameters().

@@ -152,6 +152,8 @@ class mLSTMLayer(nn.Module):
         D, inner = config.embedding_dim, config._inner_embedding_dim
         if D < 1 or not inner:
             raise ValueError(f"mLSTMLayerConfig: got embedding_dim {D}, proj_factor {config.proj_factor}, expected both positive")
+        if config.conv1d_kernel_size < 0:
+            raise ValueError(f"conv1d_kernel_size: got {config.conv1d_kernel_size}, expected at least 0 (0 is no convolution)")
         if not 1 <= config.qkv_proj_blocksize <= inner:
             raise ValueError(f"qkv_proj_blocksize: got {config.qkv_proj_blocksize}, expected 1 to {inner}, the inner dimension")
         blocks = inner // config.qkv_proj_blocksize

@@ -55,6 +55,7 @@ class ResidualBlock(nn.Module):
         **layer_states: Any,
     ) -> Any:
         """y (B, S, D), with return_last_state also the layer's state; arguments as of the layer's forward."""
+        check_input(x, self.xlstm_norm.dim)
         y = self.xlstm(self.xlstm_norm(x), state, return_last_state, backend=backend, **layer_states)
         y, last = y if return_last_state else (y, None)
         y = self._feed_forward(x + y)
@@ -64,6 +65,7 @@ class ResidualBlock(nn.Module):
         self, x: Tensor, state: LayerState | None = None, *, backend: str | None = None, **layer_states: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        check_input(x, self.xlstm_norm.dim, single_step=True)
         y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **layer_states)
         return self._feed_forward(x + y), last
 

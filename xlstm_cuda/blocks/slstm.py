@@ -241,6 +241,8 @@ class sLSTMLayer(nn.Module):
         D, NH = config.embedding_dim, config.num_heads
         if D < 1:
             raise ValueError(f"embedding_dim: got {D}, expected at least 1")
+        if config.conv1d_kernel_size < 0:
+            raise ValueError(f"conv1d_kernel_size: got {config.conv1d_kernel_size}, expected at least 0 (0 is no convolution)")
         self.conv1d = CausalConv1d(D, config.conv1d_kernel_size) if config.conv1d_kernel_size > 0 else None
         self.fgate = LinearHeadwise(D, NH)
         self.igate = LinearHeadwise(D, NH)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .mlstm import mLSTMBlock, mLSTMBlockConfig
 from .norms import LayerNorm
-from .residual import LayerState
+from .residual import LayerState, check_input
 from .slstm import sLSTMBlock, sLSTMBlockConfig
 
 #: Official form: {"block_0": {...}, "block_1": {...}, ...}; None or a missing block is fresh.
@@ -50,6 +50,8 @@ class xLSTMBlockStackConfig:
             self.slstm_at = "all"
         if self.slstm_at == "all":
             self.slstm_at = list(range(self.num_blocks))
+        if isinstance(self.slstm_at, str):
+            raise ValueError(f"slstm_at: got {self.slstm_at!r}, expected a list of positions or 'all'")
         if self.mlstm_block is not None:
             layer = self.mlstm_block.mlstm
             layer.embedding_dim, layer.bias, layer.dropout = self.embedding_dim, self.bias, self.dropout
@@ -108,6 +110,7 @@ class xLSTMBlockStack(nn.Module):
             y (B, S, D), or (y, state). Feeding a sequence in pieces with the returned state equals feeding it whole, gradients
             included.
         """
+        check_input(x, self.config.embedding_dim)
         before = self._check_state(state)
         last = {}
         for name, block in zip(self._names(), self.blocks):
@@ -122,6 +125,7 @@ class xLSTMBlockStack(nn.Module):
         self, x: Tensor, state: StackState | None = None, *, backend: str | None = None
     ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
         """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        check_input(x, self.config.embedding_dim, single_step=True)
         before = self._check_state(state)
         last = {}
         for name, block in zip(self._names(), self.blocks):
