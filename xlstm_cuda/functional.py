@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,15 +80,22 @@ def mlstm(
     backend = resolve(backend, q.device)
 
     if backend == "reference":
-        options = dict(scale=scale, igate=igate, normalize=normalize, eps=eps, normalizer_grad=normalizer_grad)
         inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]
-        start = initial or tuple(torch.zeros(s, dtype=_state_dtype(q), device=q.device) for s in _mlstm_shapes(N, NH, DHQK, DHHV))
+        start = initial or tuple(q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
+
+        def run_mlstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
+            q, k, v, i, f = xs
+            return reference.mlstm(
+                q, k, v, i, f, state,
+                scale=scale, igate=igate, normalize=normalize, eps=eps, normalizer_grad=normalizer_grad,
+            )  # fmt: skip
+
         with _without_autocast(q.device.type):
-            h, last = _each_sequence(lambda xs, s: reference.mlstm(*xs, s, **options), inputs, start, cu_seqlens)
+            h, last = _each_sequence(run_mlstm, inputs, start, cu_seqlens)
         h = h.to(v.dtype)
     else:
-        h, *last = mlstm_ops.mlstm(
-            q, k, v, i, f, *(initial or (None, None, None)), cu_seqlens,
+        h, last = mlstm_ops.mlstm(
+            q, k, v, i, f, initial, cu_seqlens,
             scale=scale, igate=igate, normalize=normalize, eps=eps, exact=normalizer_grad == "exact",
             chunk_size=chunk_size, backend=backend,
         )  # fmt: skip
@@ -123,8 +131,8 @@ def mlstm_step(
     initial = _mlstm_state(state, B, NH, DHQK, DHHV, q)
     backend = resolve(backend, q.device)
     if backend != "reference" and not _needs_grad(q, k, v, i, f, *initial):
-        h, *last = mlstm_ops.mlstm_step(
-            q, k, v, i, f, *initial, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
+        h, last = mlstm_ops.mlstm_step(
+            q, k, v, i, f, initial, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
         )
         return h, MLSTMState(*last)
     h, last_state = mlstm(
@@ -178,18 +186,21 @@ def slstm(
 
     if backend == "reference":
         inputs = [x.to(_state_dtype(x))] + ([] if reset is None else [reset])
-        weights = [w if w is None else w.to(_state_dtype(x)) for w in (R, b)]
-        start = initial or tuple(torch.zeros(N, NH, DH, dtype=_state_dtype(x), device=x.device) for _ in range(4))
+        dtype = _state_dtype(x)
+        start = initial or tuple(x.new_zeros((N, NH, DH), dtype=dtype) for _ in range(4))
 
-        def run(xs: Sequence[Tensor], s: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            return reference.slstm(xs[0], *weights, s, reset=xs[1] if len(xs) > 1 else None, forget_gate=forget_gate)
+        def run_slstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
+            bias = None if b is None else b.to(dtype)
+            return reference.slstm(
+                xs[0], R.to(dtype), bias, state, reset=None if reset is None else xs[1], forget_gate=forget_gate
+            )
 
         with _without_autocast(x.device.type):
-            h, last = _each_sequence(run, inputs, start, cu_seqlens)
+            h, last = _each_sequence(run_slstm, inputs, start, cu_seqlens)
         h = h.to(x.dtype)
     else:
-        h, *last = slstm_ops.slstm(x, R, b, *(initial or (None,) * 4), reset, cu_seqlens, forget_gate, backend)
-    return (h, SLSTMState(*last[:3], last[3].detach())) if return_state else h
+        h, last = slstm_ops.slstm(x, R, b, initial, reset, cu_seqlens, forget_gate, backend)
+    return (h, SLSTMState(last[0], last[1], last[2], last[3].detach())) if return_state else h
 
 
 def slstm_step(
@@ -216,7 +227,7 @@ def slstm_step(
     initial = _slstm_state(state, B, NH, DH, x)
     backend = resolve(backend, x.device)
     if backend != "reference" and not _needs_grad(x, R, b, *initial):
-        h, *last = slstm_ops.slstm_step(x, R, b, *initial, forget_gate, backend)
+        h, last = slstm_ops.slstm_step(x, R, b, initial, forget_gate, backend)
         return h, SLSTMState(*last)
     h, last_state = slstm(x.unsqueeze(1), R, b, state=initial, return_state=True, forget_gate=forget_gate, backend=backend)
     return h.squeeze(1), last_state
@@ -231,7 +242,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _autocast(*operands: tuple[str, Tensor]) -> list[Tensor]:
-    """Inside autocast, floating operands are taken in the autocast dtype, float32 gates excepted (they are accepted as they are)."""
+    """Inside autocast, float32 operands are taken in the autocast dtype, except gates, which are accepted as they are."""
     tensors = [checks.tensor(name, value) for name, value in operands]
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -278,7 +289,7 @@ def _mlstm_shapes(N: int, NH: int, DHQK: int, DHHV: int) -> list[tuple[int, ...]
     return [(N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)]
 
 
-def _mlstm_state(state: object, N: int, NH: int, DHQK: int, DHHV: int, like: Tensor) -> tuple[Tensor, ...]:
+def _mlstm_state(state: object, N: int, NH: int, DHQK: int, DHHV: int, like: Tensor) -> Any:
     axes = ("(N, NH, DHQK, DHHV)", "(N, NH, DHQK)", "(N, NH)")
     return checks.state(state, ("C", "n", "m"), _mlstm_shapes(N, NH, DHQK, DHHV), axes, _state_dtype(like), like.device)
 
@@ -290,17 +301,20 @@ def _check_slstm(x: Tensor, R: Tensor, b: Tensor | None, lead: str) -> tuple[int
     *batch, gates, NH, DH = x.shape
     if gates != 4 or NH < 1 or DH < 1:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected ({lead}4, NH, DH) with NH and DH of at least 1")
-    for name, weight, expected, axes in (("R", R, (4, NH, DH, DH), "(4, NH, DH, DH)"), ("b", b, (4, NH, DH), "(4, NH, DH)")):
-        if name == "b" and weight is None:
-            continue
-        checks.tensor(name, weight)
-        checks.dtype(name, weight, (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32))
-        checks.shape(name, weight, expected, axes)
-        checks.device(name, weight, x.device)
+    _check_weight("R", R, x, (4, NH, DH, DH), "(4, NH, DH, DH)")
+    if b is not None:
+        _check_weight("b", b, x, (4, NH, DH), "(4, NH, DH)")
     return batch[0], batch[1] if len(batch) > 1 else 1, NH, DH
 
 
-def _slstm_state(state: object, N: int, NH: int, DH: int, like: Tensor) -> tuple[Tensor, ...]:
+def _check_weight(name: str, weight: Tensor, x: Tensor, expected: tuple[int, ...], axes: str) -> None:
+    checks.tensor(name, weight)
+    checks.dtype(name, weight, (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32))
+    checks.shape(name, weight, expected, axes)
+    checks.device(name, weight, x.device)
+
+
+def _slstm_state(state: object, N: int, NH: int, DH: int, like: Tensor) -> Any:
     axes, shapes = ("(N, NH, DH)",) * 4, ((N, NH, DH),) * 4
     return checks.state(state, ("h", "c", "n", "m"), shapes, axes, _state_dtype(like), like.device)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 ABI_VERSION = 1
 
 try:
-    from . import _C
+    _C: ModuleType = importlib.import_module("xlstm_cuda._C")
 except ImportError as error:
     raise ImportError(
         "xlstm_cuda: the compiled module xlstm_cuda._C is missing. Install the package first, from a checkout with"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import chunkwise
+from .chunkwise.states import State
 from .library import define, differentiable_once
 
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, Tensor? cu_seqlens"
@@ -97,9 +98,7 @@ def mlstm(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    C0: Tensor | None,
-    n0: Tensor | None,
-    m0: Tensor | None,
+    state: State | None,
     cu_seqlens: Tensor | None,
     *,
     scale: float,
@@ -109,10 +108,12 @@ def mlstm(
     exact: bool,
     chunk_size: int | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
+    C0, n0, m0 = state or (None, None, None)
     options = (scale, igate, normalize, eps, chunk_size, backend)
-    return _MLSTM.apply(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact)
+    h, C, n, m = _MLSTM.apply(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact)
+    return h, (C, n, m)
 
 
 def mlstm_step(
@@ -121,25 +122,24 @@ def mlstm_step(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    C: Tensor,
-    n: Tensor,
-    m: Tensor,
+    state: State,
     *,
     scale: float,
     igate: str,
     normalize: bool,
     eps: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
     _only_cpu(backend)
-    return chunkwise.step(q, k, v, i, f, (C, n, m), chunkwise.Options(scale, igate, normalize, eps, None))
+    return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 
-def _initial(q, v, C0, n0, m0, cu_seqlens) -> tuple[Tensor, Tensor, Tensor]:
+def _initial(q, v, C0, n0, m0, cu_seqlens) -> State:
     if C0 is not None:
         return C0, n0, m0
-    return tuple(q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))  # type: ignore
+    C, n, m = (q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
+    return C, n, m
 
 
 def _only_cpu(backend: str) -> None:
