@@ -24,7 +24,9 @@ def test_load_takes_any_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("missing", "there is no file"), (".", "is a folder"), ("empty", "is empty")], ids=["missing", "folder", "empty"]
+    ("name", "said"),
+    [("missing", "there is no file"), (".", "is a folder"), ("empty", "is empty")],
+    ids=["missing", "folder", "empty"],
 )
 def test_load_names_what_is_wrong_with_the_file(tmp_path, name, said):
     (tmp_path / "empty").touch()

@@ -29,9 +29,7 @@ TINY = (
     "--steps 12 --batch-size 2 --context-length 16 --embedding-dim 16 --num-blocks 2 --num-heads 2 --slstm-at 1 --dropout 0.1"
     " --warmup-steps 2 --eval-every 4 --eval-bytes 100 --sample-length 0 --threads 1"
 ).split()
-SETTINGS = Settings(
-    steps=12, batch_size=2, context_length=16, embedding_dim=16, num_blocks=2, num_heads=2, slstm_at=(1,), warmup_steps=2, eval_bytes=100
-)  # fmt: skip
+SETTINGS = Settings(context_length=16, embedding_dim=16, num_blocks=2, num_heads=2, slstm_at=(1,))
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +37,7 @@ def _own_folder(tmp_path, monkeypatch):
     """Runs go to a fresh folder, and the number of threads is as before afterwards."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -139,13 +138,13 @@ def test_train_in_bfloat16(text):
     assert {tensor.dtype for tensor in saved["model"].values()} == {torch.float32}
 
 
-def test_learning_rate_warms_up_and_falls_to_a_tenth():
+def test_learning_rate_warms_up_and_falls_to_zero():
     settings = Settings(steps=100, warmup_steps=10, learning_rate=1.0)
     rates = [learning_rate(settings, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert 0 < rates[-1] < 1e-3
 
 
 @pytest.mark.parametrize("length", [5, 40, 300, 333])
@@ -256,7 +255,9 @@ def test_resume_with_another_text_names_both(text, capsys):
     Path("other.txt").write_bytes(b"another text " * 50)
     capsys.readouterr()
     assert main(["train", "--resume", "--out", "run", "--data", "other.txt"]) == 1
-    assert_one_line(capsys.readouterr().err, "--data: got other.txt (650 bytes", "expected the text of the run in run", "1800 bytes")
+    assert_one_line(
+        capsys.readouterr().err, "--data: got other.txt (650 bytes", "expected the text of the run in run", "1800 bytes"
+    )
 
 
 def test_resume_without_a_run(capsys):
@@ -393,7 +394,9 @@ class _Code:
         return os.mkdir, ("executed",)
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), {"format": "another"}, _Code(), "text"], ids=["tensor", "foreign", "code", "string"])
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), {"format": "another"}, _Code(), "text"], ids=["tensor", "foreign", "code", "string"]
+)
 def test_foreign_checkpoint_is_recognised_and_not_executed(capsys, content):
     os.mkdir("run")
     torch.save(content, "run/last.pt")
@@ -487,7 +490,9 @@ def test_divergence_is_told_and_keeps_the_last_good_checkpoint(text, capsys, mon
 
     monkeypatch.setattr(Training, "train_step", step)
     assert train("--data", text, "--out", "run") == 1
-    assert_one_line(capsys.readouterr().err, "the training diverged", "at step 8", "--learning-rate", "the checkpoint of step 4 is intact")
+    assert_one_line(
+        capsys.readouterr().err, "the training diverged", "at step 8", "--learning-rate", "the checkpoint of step 4 is intact"
+    )
     assert checkpoint.load(Path("run/last.pt"))["step"] == 4
 
 

@@ -14,14 +14,13 @@ from .errors import CommandError, UsageError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; ``argv`` defaults to the arguments of the process. Returns the exit code."""
-    from . import arguments
-
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead of a traceback
-    parser = arguments.parser()
     try:
-        options = parser.parse_args(argv)
+        from . import arguments
+
+        options = arguments.parser().parse_args(argv)
         if options.command == "info":
             from . import info as command
         elif options.command == "train":

@@ -67,7 +67,9 @@ def _generate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint", metavar="PATH", help="checkpoint file, or run folder for its best (default: the newest run in runs/)"
     )
-    command.add_argument("--prompt", metavar="TEXT", default="", help="text to continue; - reads it from standard input (default: none)")
+    command.add_argument(
+        "--prompt", metavar="TEXT", default="", help="text to continue; - reads it from standard input (default: none)"
+    )
     command.add_argument("--length", metavar="N", type=whole(0), default=500, help="bytes to write (default: %(default)s)")
     command.add_argument(
         "--temperature", metavar="T", type=real(minimum=0), default=0.8,
@@ -75,16 +77,24 @@ def _generate(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--top-k", metavar="K", type=whole(1), help="choose among the K likeliest bytes only")
     command.add_argument(
-        "--top-p", metavar="P", type=real(above=0, maximum=1), help="choose among the likeliest bytes that together have probability P"
+        "--top-p",
+        metavar="P",
+        type=real(above=0, maximum=1),
+        help="choose among the likeliest bytes that together have probability P",
     )
-    command.add_argument("--seed", metavar="N", type=whole(0), help="the same seed writes the same text (default: another each time)")
+    command.add_argument(
+        "--seed", metavar="N", type=whole(0), help="the same seed writes the same text (default: another each time)"
+    )
     _machine(command)
 
 
 def _machine(command: argparse.ArgumentParser) -> None:
     machine = command.add_argument_group("machine")
     machine.add_argument(
-        "--device", type=_device, default="auto", help="cpu, cuda, cuda:1, ... or auto: the GPU where the kernels run, else the CPU"
+        "--device",
+        type=_device,
+        default="auto",
+        help="cpu, cuda, cuda:1, ... or auto: the GPU where the kernels run, else the CPU",
     )
     machine.add_argument("--backend", choices=BACKENDS, help="implementation of the recurrences (default: by device)")
     machine.add_argument("--threads", metavar="N", type=whole(1), help="CPU threads (default: PyTorch's choice)")

@@ -97,23 +97,23 @@ def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, de
 
     The prompt is read in one parallel pass; every further byte costs one recurrent step on a state of constant size.
     """
-    logits, state = _read(model, torch.tensor([list(prompt or START)], device=device.device))
+    logits, state = _read(model, torch.tensor([list(prompt or START)], device=device.device), device.backend)
     for written in range(length):
         token = sampler.pick(logits)
         yield token
         if written + 1 < length:
-            logits, state = _step(model, torch.tensor([[token]], device=device.device), state)
+            logits, state = _step(model, torch.tensor([[token]], device=device.device), state, device.backend)
 
 
 @torch.inference_mode()
-def _read(model: xLSTMLMModel, prompt: Tensor) -> tuple[Tensor, Any]:
-    logits, state = model(prompt, return_last_state=True)
+def _read(model: xLSTMLMModel, prompt: Tensor, backend: str | None) -> tuple[Tensor, Any]:
+    logits, state = model(prompt, return_last_state=True, backend=backend)
     return logits[0, -1], state
 
 
 @torch.inference_mode()
-def _step(model: xLSTMLMModel, token: Tensor, state: Any) -> tuple[Tensor, Any]:
-    logits, state = model.step(token, state)
+def _step(model: xLSTMLMModel, token: Tensor, state: Any, backend: str | None) -> tuple[Tensor, Any]:
+    logits, state = model.step(token, state, backend=backend)
     return logits[0, -1], state
 
 

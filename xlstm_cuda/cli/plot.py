@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import numpy as np
+
 from .errors import CommandError
 
 TRAINING, HELD_OUT, REFERENCE = "#7f9fc4", "#c0392b", "#666666"
@@ -22,14 +24,15 @@ def loss_curve(title: str, history: dict[str, list[list[float]]], ngrams: Sequen
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         raise CommandError("matplotlib is not installed, so no loss curve is drawn (pip install matplotlib)") from None
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     training, held_out = history["training"], history["held_out"]
-    figures = [value for _, value in training + held_out] or [8.0]
-    lowest, highest = min([*figures, *ngrams]), max([*figures, *ngrams])
+    figures = [value for _, value in training + held_out] + [*ngrams] or [0.0, 8.0]
+    lowest, highest = min(figures), max(figures)
 
     for order, bits in enumerate(ngrams, 1):
         axes.axhline(bits, color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -53,8 +56,10 @@ def loss_curve(title: str, history: dict[str, list[list[float]]], ngrams: Sequen
     axes.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.05 * (highest - lowest))
     axes.grid(alpha=0.2)
     axes.spines["right"].set_visible(False)
-    read = axes.secondary_xaxis("top", functions=(lambda s: s * tokens_per_step / 1e6, lambda t: t * 1e6 / tokens_per_step))
-    read.set_xlabel("million bytes read", fontsize=9)
+    to_bytes, to_steps = (lambda step: np.multiply(step, tokens_per_step)), (lambda count: np.divide(count, tokens_per_step))
+    read = axes.secondary_xaxis("top", functions=(to_bytes, to_steps))
+    read.xaxis.set_major_formatter(EngFormatter(sep=""))
+    read.set_xlabel("bytes read", fontsize=9)
     read.tick_params(labelsize=8)
     if training or held_out:
         axes.legend(frameon=False, loc="upper right")

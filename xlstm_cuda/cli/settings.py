@@ -19,7 +19,9 @@ from .errors import CommandError, UsageError
 VOCAB_SIZE = 256
 
 
-def _setting(default: Any, help: str, minimum: float | None = None, above: float | None = None, below: float | None = None) -> Any:
+def _setting(
+    default: Any, help: str, minimum: float | None = None, above: float | None = None, below: float | None = None
+) -> Any:
     """A dataclass field with what the command line needs to know about it: help text and accepted range."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "above": above, "below": below})
 
@@ -33,11 +35,13 @@ class Settings:
     context_length: int = _setting(128, "bytes per training sequence", minimum=1)
     embedding_dim: int = _setting(128, "width of the residual stream", minimum=1)
     num_blocks: int = _setting(4, "residual blocks", minimum=1)
-    slstm_at: tuple[int, ...] = _setting((1,), "blocks that are sLSTM, counted from 0, the others are mLSTM (e.g. 1,3; none; all)")
+    slstm_at: tuple[int, ...] = _setting(
+        (1,), "blocks that are sLSTM, counted from 0, the others are mLSTM (e.g. 1,3; none; all)"
+    )
     num_heads: int = _setting(4, "heads of every block", minimum=1)
     qkv_proj_blocksize: int = _setting(4, "block size of the mLSTM's block-diagonal q, k, v projections", minimum=1)
     dropout: float = _setting(0.0, "dropout in the residual blocks", minimum=0, below=1)
-    learning_rate: float = _setting(4e-3, "peak learning rate, reached after the warm-up, then a cosine down to a tenth", above=0)
+    learning_rate: float = _setting(4e-3, "peak learning rate, reached after the warm-up, then a cosine to zero", above=0)
     warmup_steps: int = _setting(40, "steps of linear warm-up", minimum=0)
     weight_decay: float = _setting(0.1, "AdamW weight decay of matrices", minimum=0)
     gradient_clip: float = _setting(1.0, "largest norm of the gradient", above=0)
@@ -53,7 +57,9 @@ class Settings:
             UsageError: the numbers do not go together.
         """
         if outside := [index for index in self.slstm_at if not 0 <= index < self.num_blocks]:
-            raise UsageError(f"--slstm-at: got block {outside[0]}, expected 0 to {self.num_blocks - 1} (--num-blocks {self.num_blocks})")
+            raise UsageError(
+                f"--slstm-at: got block {outside[0]}, expected 0 to {self.num_blocks - 1} (--num-blocks {self.num_blocks})"
+            )
         if self.embedding_dim % self.num_heads:
             raise UsageError(f"--embedding-dim: got {self.embedding_dim}, expected a multiple of --num-heads {self.num_heads}")
         try:
@@ -80,7 +86,7 @@ class Settings:
 
     @classmethod
     def from_checkpoint(cls, stored: Mapping[str, Any], where: str) -> Settings:
-        """Settings as a checkpoint holds them. CommandError names a setting that is missing or that this version does not know."""
+        """Settings as a checkpoint holds them. CommandError names a setting that is missing, or unknown to this version."""
         names = {one.name for one in fields(cls)}
         if unknown := sorted(stored.keys() - names):
             raise CommandError(f"{where} is of another version: setting {unknown[0]!r} is unknown here")

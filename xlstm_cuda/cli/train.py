@@ -46,7 +46,9 @@ def run(options: argparse.Namespace) -> None:
 
     with runs.Lock(folder):
         if saved is None and (holding := [name for name in (checkpoint.LAST, checkpoint.BEST) if (folder / name).exists()]):
-            raise CommandError(f"--out: {folder} already holds {holding[0]}; add --resume to continue that run, or name another folder")
+            raise CommandError(
+                f"--out: {folder} already holds {holding[0]}; add --resume to continue that run, or name another folder"
+            )
         Run(folder, settings, text, device, saved).train(options.checkpoint_every, options.sample_length)
 
 
@@ -60,8 +62,9 @@ def check_agreement(folder: Path, settings: Settings, given: Mapping[str, Any]) 
     """CommandError when a resumed run is given a setting that is not its own."""
     for name, value in resolve_all_blocks(given, settings.num_blocks).items():
         if value != (expected := getattr(settings, name)):
+            option = "--" + name.replace("_", "-")
             raise CommandError(
-                f"--{name.replace('_', '-')}: got {_shown(value)}, expected {_shown(expected)}, the setting of the run in {folder}"
+                f"{option}: got {_shown(value)}, expected {_shown(expected)}, the setting of the run in {folder}"
                 " (a resumed run keeps its settings; leave the option out, or start another run without --resume)"
             )
 
@@ -92,7 +95,8 @@ class Run:
         self.seconds = 0.0
         self.last_saved = -1
         if saved is None:
-            self.ngrams = ngram.bits_per_byte(training.numpy().tobytes(), self.training.held_out.numpy().tobytes(), NGRAM_ORDERS)
+            scored = self.training.held_out.numpy().tobytes()
+            self.ngrams = ngram.bits_per_byte(training.numpy().tobytes(), scored, NGRAM_ORDERS)
         else:
             try:
                 self.training.restore(saved)
@@ -140,7 +144,7 @@ class Run:
         if not self.training.is_finite():
             raise CommandError(
                 f"the training diverged: a loss or weight is not finite at step {self.training.step}. Start again with a lower"
-                f" --learning-rate than {self.settings.learning_rate:g}; {self.folder} holds the checkpoint of step {self.last_saved}"
+                f" --learning-rate than {self.settings.learning_rate:g}; the checkpoint of step {self.last_saved} is intact"
             )
 
     def _save(self, best: bool = False) -> None:
@@ -173,13 +177,19 @@ class Run:
     def _introduce(self, training_bytes: int) -> None:
         settings = self.settings
         parameters = sum(p.numel() for p in self.training.model.parameters())
-        print(f"text      {self.text.name}: {training_bytes:,} bytes to learn, {len(self.text.content) - training_bytes:,} held out")
         print(
-            f"model     {settings.model_name()}, width {settings.embedding_dim}, {settings.num_heads} heads, {parameters:,} parameters,"
-            f" {settings.dtype} on {self.device}"
+            f"text      {self.text.name}: {training_bytes:,} bytes to learn, {len(self.text.content) - training_bytes:,} held out"
         )
-        print(f"training  {settings.steps} steps of {settings.batch_size} x {settings.context_length} bytes, seed {settings.seed}")
-        print(f"folder    {self.folder}" + (f", resumed at step {self.training.step}" if self.last_saved >= 0 else ""), flush=True)
+        print(
+            f"model     {settings.model_name()}, width {settings.embedding_dim}, {settings.num_heads} heads,"
+            f" {parameters:,} parameters, {settings.dtype} on {self.device}"
+        )
+        print(
+            f"training  {settings.steps} steps of {settings.batch_size} x {settings.context_length} bytes, seed {settings.seed}"
+        )
+        print(
+            f"folder    {self.folder}" + (f", resumed at step {self.training.step}" if self.last_saved >= 0 else ""), flush=True
+        )
 
     def _draw(self) -> None:
         settings = self.settings

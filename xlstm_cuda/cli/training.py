@@ -26,7 +26,7 @@ class Training:
 
     A run restored from `state` goes on exactly as the one that was saved: same batches, same dropout, same bits.
 
-    ``history`` holds [step, bits per byte] pairs: "training" the mean over the steps since the last pair, "held_out" each validation.
+    ``history`` holds [step, bits per byte] pairs: "training" the mean since the pair before, "held_out" each validation.
     """
 
     def __init__(self, settings: Settings, training: Tensor, held_out: Tensor, device: Device) -> None:
@@ -67,7 +67,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
         with self.arithmetic():
-            logits = self.model(batch[:, :-1])
+            logits = self.model(batch[:, :-1], backend=self.device.backend)
         loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -127,17 +127,15 @@ class Training:
 
 def build_model(settings: Settings) -> xLSTMLMModel:
     """A freshly initialised model on the CPU. Draws from torch's default generator."""
-    model = xLSTMLMModel(settings.model_config())
-    model.reset_parameters()
-    return model
+    return xLSTMLMModel(settings.model_config())
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Linear warm-up, then a cosine down to a tenth of the peak at the last step."""
+    """Linear warm-up to the peak, then a cosine that reaches zero after the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 @torch.no_grad()
@@ -161,7 +159,8 @@ def held_out_bits_per_byte(
     for start in range(0, warm_up + length, VALIDATION_CHUNK):
         end = min(start + VALIDATION_CHUNK, warm_up + length)
         with arithmetic:
-            logits, state = model(content[:, start:end].to(device.device), state=state, return_last_state=True)
+            piece = content[:, start:end].to(device.device)
+            logits, state = model(piece, state=state, return_last_state=True, backend=device.backend)
         first = max(start, warm_up)
         if first >= end:
             continue
