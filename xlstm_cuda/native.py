@@ -38,4 +38,4 @@ def simt() -> ModuleType:
 
 def cpu_isa() -> str:
     """The instruction set that the CPU backend chose on this machine."""
-    return getattr(_C, "cpu_isa", lambda: "baseline")()
+    return _C.isa()
