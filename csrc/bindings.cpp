@@ -119,9 +119,9 @@ void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t 
 
 void bind_cpu(py::module_& m) {
   m.attr("UNIT_PADDING") = xlstm::cpu::kUnitPadding;
-  m.def("supported_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
-  m.def("isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
-  m.def("select_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
+  m.def("cpu_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
+  m.def("cpu_isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
+  m.def("select_cpu_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
   using xlstm::cpu::GateFunction;
   py::enum_<GateFunction>(m, "GateFunction")
       .value("exp2", GateFunction::kExp2)

@@ -42,7 +42,7 @@ def forward(
     start = [_contiguous(s) for s in (h0, c0, n0, m0)]
     cu_seqlens = _contiguous(cu_seqlens)
     h = torch.empty((B, S, NH, DH), dtype=dtype)
-    last = torch.empty((4, N, NH, DH), dtype=dtype).unbind(0)
+    last = [torch.empty((N, NH, DH), dtype=dtype) for _ in range(4)]
     gates, cells = (torch.empty(shape if save else 0, dtype=dtype) for shape in saved_shapes(B, S, NH, DH))
     _FORWARD[dtype](
         shape=_shape(N, S, NH, DH, reset, cu_seqlens, forget_gate),
