@@ -7,9 +7,10 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 from . import functional
 from .backends import backends
+from .layers import mLSTM, sLSTM
 from .native import _C
 from .states import MLSTMState, SLSTMState
 
 __version__: str = _C.version
 
-__all__ = ["MLSTMState", "SLSTMState", "backends", "functional"]
+__all__ = ["MLSTMState", "SLSTMState", "backends", "functional", "mLSTM", "sLSTM"]
