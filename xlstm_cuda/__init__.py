@@ -8,10 +8,11 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 from . import blocks, functional, models
 from .backends import backends
 from .blocks import *  # noqa: F403
+from .layers import mLSTM, sLSTM
 from .models import *  # noqa: F403
 from .native import _C
 from .states import MLSTMState, SLSTMState
 
 __version__: str = _C.version
 
-__all__ = ["MLSTMState", "SLSTMState", "backends", "functional", *blocks.__all__, *models.__all__]
+__all__ = ["MLSTMState", "SLSTMState", "backends", "functional", "mLSTM", "sLSTM", *blocks.__all__, *models.__all__]
