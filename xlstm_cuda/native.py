@@ -38,4 +38,4 @@ def simt() -> ModuleType:
 
 def cpu_isa() -> str:
     """The instruction set that the CPU backend chose on this machine."""
-    return _C.isa()
+    return _C.cpu_isa()
