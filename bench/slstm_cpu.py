@@ -2,19 +2,24 @@
 
     python bench/slstm_cpu.py [--batch 8 --steps 256 --width 128 --heads 4 --threads N --rounds 9]
 
-Pairs that do the same work: `cell` is the recurrence on given gate inputs; `layer` adds the input projection, which nn.LSTM includes.
-The time of a variant is its fastest round: rounds interleave the variants, so a busy machine slows all of them alike.
+Pairs that do the same work: `cell` is the recurrence on given gate inputs; `layer` adds the input projection,
+which nn.LSTM includes.
+Needs the official package for the comparison: pip install "xlstm_cuda[peers]".
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.timing import interleaved, table
 from xlstm_cuda import functional
 from xlstm_cuda.native import cpu_isa
 
@@ -71,6 +76,15 @@ def variants(B: int, S: int, D: int, NH: int) -> dict[str, Callable[[], object]]
     return found | {"official cell": official_cell, "official layer": official_layer}
 
 
+def agreement(B: int, S: int, D: int, NH: int) -> float:
+    """Relative error of h on the CPU backend against the float64 reference, on the shape that is timed."""
+    x = torch.randn(B, S, 4, NH, D // NH)
+    R = torch.randn(4, NH, D // NH, D // NH) / (D // NH) ** 0.5 / 2
+    with torch.no_grad():
+        truth = functional.slstm(x.double(), R.double(), backend="reference")
+        return ((functional.slstm(x, R, backend="cpu") - truth).norm() / truth.norm()).item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("batch", 8), ("steps", 256), ("width", 128), ("heads", 4), ("rounds", 9)):
@@ -78,23 +92,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    shape = options.batch, options.steps, options.width, options.heads
 
-    found = variants(options.batch, options.steps, options.width, options.heads)
-    times = {name: float("inf") for name in found}
-    for round_ in range(options.rounds + 1):
-        for name, function in found.items():
-            start = time.perf_counter()
-            function()
-            if round_ > 0:  # the first one warms up
-                times[name] = min(times[name], time.perf_counter() - start)
+    found = variants(*shape)
+    error = agreement(*shape)
+    assert error < 1e-5, f"no time without agreement: h differs from the float64 reference by {error:.1e}"
+    times = interleaved(found, options.rounds)
 
-    print(f"B{options.batch} S{options.steps} D{options.width}, {options.heads} heads, {options.threads} threads, {cpu_isa()}")
-    for name, seconds in times.items():
-        print(f"{name:16}{seconds * 1e3:9.2f} ms forward+backward")
-    print(f"layer takes {times['layer'] / times['torch.nn.LSTM']:.2f} of the time of torch.nn.LSTM (goal: at most 2)")
+    print("sLSTM, CPU, float32, B{} S{} D{}, {} heads, forward + backward,".format(*shape), end=" ")
+    print(f"{options.threads} threads, {cpu_isa()} (h agrees to {error:.0e})")
+    print(table(times, "cell"))
+    print(
+        f"layer: {times['layer'].minimum / times['torch.nn.LSTM'].minimum:.2f} of torch.nn.LSTM's fastest time (goal: at most 2)"
+    )
     for ours in ("cell", "layer"):
         if f"official {ours}" in times:
-            print(f"{ours} is {times[f'official {ours}'] / times[ours]:.1f}x the official vanilla {ours} (goal: at least 20)")
+            ratio = times[f"official {ours}"].minimum / times[ours].minimum
+            print(f"{ours}: {ratio:.1f}x as fast as the official vanilla {ours}, fastest times (goal: at least 20)")
 
 
 if __name__ == "__main__":

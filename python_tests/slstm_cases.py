@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from tolerances import SLSTM_GRAD, SLSTM_H
 from torch import Tensor
 
 from xlstm_cuda import functional
 from xlstm_cuda.native import _C
 
-H_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 4e-3}
-GRADIENT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 1.5e-2, torch.float16: 1.5e-2}
 NAMES = ("h", "h_last", "c_last", "n_last", "m_last", "dx", "dR", "db", "dh0", "dc0", "dn0", "dm0")
 
 ISAS = [
@@ -98,6 +97,6 @@ def assert_close(got: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.
     assert got.keys() == truth.keys()
     rounding = 2.0**-52 if dtype == torch.float64 else 2.0**-24
     for name, value in got.items():
-        tolerance = (H_TOLERANCE if name.startswith(("h", "c", "n", "m")) else GRADIENT_TOLERANCE)[dtype]
+        tolerance = (SLSTM_H if name.startswith(("h", "c", "n", "m")) else SLSTM_GRAD)[dtype]
         assert torch.isfinite(value).all(), f"{name} is not finite"
         assert error(value, truth[name]) <= max(tolerance, rounding * (16 + 2 * widest_gate)), name

@@ -1,4 +1,5 @@
-// cell.cuh - one scalar sLSTM cell, forward and backward: pure functions used by every kernel, by the CPU backend and by the executor.
+// cell.cuh - one scalar sLSTM cell, forward and backward: pure functions used by every kernel, by the CPU backend and by the
+// executor.
 //
 //   raw = x + R h_ + b for gates i, f, z, o;   lf = log sigmoid(raw_f), or raw_f itself;   "_" marks the previous step
 //   m = raw_i if n_ = 0 else max(raw_i, lf + m_)                                                                     (S1)
@@ -17,7 +18,7 @@
 #include "device/math.cuh"
 #include "slstm/params.h"
 
-namespace slstm {
+namespace xlstm::slstm {
 
 template <typename Real>
 constexpr Real kFresh = Real(-1e30);
@@ -62,7 +63,8 @@ XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, C
     u = ez * (r * po);
     w = eo * (r * pz);
   }
-  // Whatever is forgotten sinks to 2 kFresh, a closed input gate to kFresh, so the difference has the right sign in all four cases.
+  // Whatever is forgotten sinks to 2 kFresh, a closed input gate to kFresh, so the difference has the right sign in all four
+  // cases.
   const bool closed = raw_i < none;
   const Real input_m = closed ? kFresh<Real> : raw_i;
   const Real kept_m = lf + state.m < none ? 2 * kFresh<Real> : lf + state.m;
@@ -124,4 +126,4 @@ XLSTM_DEVICE void cell_backward(const CellCoefficients<Real>& k, Real dy, Real& 
   dn *= k.fp;
 }
 
-}  // namespace slstm
+}  // namespace xlstm::slstm
