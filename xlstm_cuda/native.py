@@ -8,7 +8,7 @@ from types import ModuleType
 ABI_VERSION = 1
 
 try:
-    from . import _C
+    _C: ModuleType = importlib.import_module("xlstm_cuda._C")
 except ImportError as error:
     raise ImportError(
         "xlstm_cuda: the compiled module xlstm_cuda._C is missing. Install the package first, from a checkout with"
@@ -34,3 +34,8 @@ def simt() -> ModuleType:
         return _check_abi(importlib.import_module("xlstm_cuda._simt"))
     except ModuleNotFoundError as error:
         raise ImportError("the host executor is not in this build; reinstall with XLSTM_SIMT=ON") from error
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU backend chose on this machine."""
+    return getattr(_C, "cpu_isa", lambda: "baseline")()

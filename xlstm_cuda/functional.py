@@ -1,0 +1,335 @@
+"""The two recurrences as functions: ``mlstm`` and ``slstm`` over sequences, ``mlstm_step`` and ``slstm_step`` over one token.
+
+B batch, S steps, NH heads, DHQK / DHHV query-key and value head dim of the mLSTM, DH head dim of the sLSTM. Tensors may have any
+strides. Gates are pre-activations. States are float32 (float64 for float64 inputs) and never changed in place.
+
+What gradients mean: m is a gauge, computed without gradient; the returned m does not require one. Gradients of the returned
+C, n (c, n) are taken at that fixed gauge, and the incoming m0 receives <C0, dC0> + <n0, dn0>. So every loss on h, and every loss
+on the state that does not depend on the gauge (such as feeding it to the next call), has its exact gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, reference
+from .backends import resolve
+from .ops import mlstm as mlstm_ops
+from .ops import slstm as slstm_ops
+from .states import MLSTMState, SLSTMState
+
+CHUNK_SIZES = (16, 32, 64, 128, 256)
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    *,
+    state: MLSTMState | Sequence[Tensor] | None = None,
+    return_state: bool = False,
+    scale: float | None = None,
+    igate: str = "exp",
+    normalize: bool = True,
+    eps: float = 1e-6,
+    normalizer_grad: str = "exact",
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, MLSTMState]:
+    """The matrix LSTM over a sequence (arXiv 2405.04517, equations 19-27; M1-M3 in csrc/mlstm/README.md).
+
+    Args:
+        q, k: (B, S, NH, DHQK), float32, bfloat16, float16 or float64.
+        v: (B, S, NH, DHHV), the dtype of q.
+        i, f: (B, S, NH) input and forget gate, the dtype of q or float32.
+        state: MLSTMState(C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)) before the first step; None is the fresh state.
+        return_state: also return the state after the last step.
+        scale: factor of q, default DHQK**-0.5.
+        igate: "exp", or "sigmoid" (then m = 0).
+        normalize: False divides by nothing (only with igate="sigmoid").
+        eps: added to the normaliser, in the units of the stabilised state.
+        normalizer_grad: "exact", or "detached", which takes the normaliser for a constant as the official kernels do.
+        cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
+        chunk_size: steps per chunk of the chunkwise backends, one of 16, 32, 64, 128, 256; None leaves it to the backend.
+        backend: None (by device), "cuda", "cpu", "simt" or "reference".
+
+    Returns:
+        h (B, S, NH, DHHV) in v's dtype; with return_state also the final MLSTMState.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that is not accepted.
+        ValueError: a shape, device, state or option that does not fit.
+        RuntimeError: the backend is not usable here; double backward or forward-mode AD through a kernel.
+    """
+    q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
+    B, S, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, S, ")
+    scale = _mlstm_options(DHQK, scale, igate, normalize, eps, normalizer_grad)
+    if chunk_size is not None and chunk_size not in CHUNK_SIZES:
+        raise ValueError(f"chunk_size: got {chunk_size!r}, expected None or one of {', '.join(map(str, CHUNK_SIZES))}")
+    N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
+    initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
+    backend = resolve(backend, q.device)
+
+    if backend == "reference":
+        inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]
+        start = initial or tuple(q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
+
+        def run_mlstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
+            q, k, v, i, f = xs
+            return reference.mlstm(
+                q, k, v, i, f, state,
+                scale=scale, igate=igate, normalize=normalize, eps=eps, normalizer_grad=normalizer_grad,
+            )  # fmt: skip
+
+        with _without_autocast(q.device.type):
+            h, last = _each_sequence(run_mlstm, inputs, start, cu_seqlens)
+        h = h.to(v.dtype)
+    else:
+        h, last = mlstm_ops.mlstm(
+            q, k, v, i, f, initial, cu_seqlens,
+            scale=scale, igate=igate, normalize=normalize, eps=eps, exact=normalizer_grad == "exact",
+            chunk_size=chunk_size, backend=backend,
+        )  # fmt: skip
+    return (h, MLSTMState(last[0], last[1], last[2].detach())) if return_state else h
+
+
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: MLSTMState | Sequence[Tensor],
+    *,
+    scale: float | None = None,
+    igate: str = "exp",
+    normalize: bool = True,
+    eps: float = 1e-6,
+    backend: str | None = None,
+) -> tuple[Tensor, MLSTMState]:
+    """One token of the matrix LSTM; arguments as in `mlstm` without the S axis. Memory and time do not depend on the past.
+
+    Args:
+        q, k: (B, NH, DHQK). v: (B, NH, DHHV). i, f: (B, NH).
+        state: MLSTMState(C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)); it is left as it is.
+
+    Returns:
+        h (B, NH, DHHV) in v's dtype, and the new MLSTMState. Differentiable like `mlstm`.
+    """
+    q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
+    B, _, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, ")
+    scale = _mlstm_options(DHQK, scale, igate, normalize, eps, "exact")
+    initial = _mlstm_state(state, B, NH, DHQK, DHHV, q)
+    backend = resolve(backend, q.device)
+    if backend != "reference" and not _needs_grad(q, k, v, i, f, *initial):
+        h, last = mlstm_ops.mlstm_step(
+            q, k, v, i, f, initial, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
+        )
+        return h, MLSTMState(*last)
+    h, last_state = mlstm(
+        *(x.unsqueeze(1) for x in (q, k, v, i, f)),
+        state=initial, return_state=True, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend,
+    )  # fmt: skip
+    return h.squeeze(1), last_state
+
+
+def slstm(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None = None,
+    *,
+    state: SLSTMState | Sequence[Tensor] | None = None,
+    return_state: bool = False,
+    reset: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    forget_gate: str = "sigmoid",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, SLSTMState]:
+    """The scalar LSTM with memory mixing over a sequence (arXiv 2405.04517, equations 8-18; S1-S3 in csrc/slstm/README.md).
+
+    Args:
+        x: (B, S, 4, NH, DH), what the input adds to the gates i, f, z, o (in this order); float32, bfloat16, float16, float64.
+        R: (4, NH, DH, DH), recurrent weights indexed [gate, head, out, in]; the dtype of x or float32.
+        b: (4, NH, DH), bias of the gates, or None; the dtype of x or float32.
+        state: SLSTMState(h, c, n, m), each (B, NH, DH), before the first step; None is the fresh state.
+        return_state: also return the state after the last step.
+        reset: bool (B, S); True starts that sample afresh before that step.
+        cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
+        forget_gate: "sigmoid" or "exp".
+        backend: None (by device), "cuda", "cpu", "simt" or "reference".
+
+    Returns:
+        h (B, S, NH, DH) in x's dtype; with return_state also the final SLSTMState.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `mlstm`.
+    """
+    (x,) = _autocast(("x", x))
+    B, S, NH, DH = _check_slstm(x, R, b, "B, S, ")
+    checks.choice("forget_gate", forget_gate, ("sigmoid", "exp"))
+    if reset is not None:
+        checks.dtype("reset", checks.tensor("reset", reset), (torch.bool,))
+        checks.shape("reset", reset, (B, S), "(B, S)")
+        checks.device("reset", reset, x.device)
+    N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, x.device)
+    initial = None if state is None else _slstm_state(state, N, NH, DH, x)
+    backend = resolve(backend, x.device)
+
+    if backend == "reference":
+        inputs = [x.to(_state_dtype(x))] + ([] if reset is None else [reset])
+        dtype = _state_dtype(x)
+        start = initial or tuple(x.new_zeros((N, NH, DH), dtype=dtype) for _ in range(4))
+
+        def run_slstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
+            bias = None if b is None else b.to(dtype)
+            return reference.slstm(
+                xs[0], R.to(dtype), bias, state, reset=None if reset is None else xs[1], forget_gate=forget_gate
+            )
+
+        with _without_autocast(x.device.type):
+            h, last = _each_sequence(run_slstm, inputs, start, cu_seqlens)
+        h = h.to(x.dtype)
+    else:
+        h, last = slstm_ops.slstm(x, R, b, initial, reset, cu_seqlens, forget_gate, backend)
+    return (h, SLSTMState(last[0], last[1], last[2], last[3].detach())) if return_state else h
+
+
+def slstm_step(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: SLSTMState | Sequence[Tensor],
+    *,
+    forget_gate: str = "sigmoid",
+    backend: str | None = None,
+) -> tuple[Tensor, SLSTMState]:
+    """One token of the scalar LSTM; arguments as in `slstm` without the S axis.
+
+    Args:
+        x: (B, 4, NH, DH). R: (4, NH, DH, DH). b: (4, NH, DH) or None.
+        state: SLSTMState(h, c, n, m), each (B, NH, DH); it is left as it is.
+
+    Returns:
+        h (B, NH, DH) in x's dtype, and the new SLSTMState. Differentiable like `slstm`.
+    """
+    (x,) = _autocast(("x", x))
+    B, _, NH, DH = _check_slstm(x, R, b, "B, ")
+    checks.choice("forget_gate", forget_gate, ("sigmoid", "exp"))
+    initial = _slstm_state(state, B, NH, DH, x)
+    backend = resolve(backend, x.device)
+    if backend != "reference" and not _needs_grad(x, R, b, *initial):
+        h, last = slstm_ops.slstm_step(x, R, b, initial, forget_gate, backend)
+        return h, SLSTMState(*last)
+    h, last_state = slstm(x.unsqueeze(1), R, b, state=initial, return_state=True, forget_gate=forget_gate, backend=backend)
+    return h.squeeze(1), last_state
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _autocast(*operands: tuple[str, Tensor]) -> list[Tensor]:
+    """Inside autocast, float32 operands are taken in the autocast dtype, except gates, which are accepted as they are."""
+    tensors = [checks.tensor(name, value) for name, value in operands]
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if t.dtype == torch.float32 and name not in "if" else t for (name, _), t in zip(operands, tensors)]
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
+
+
+def _check_mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, lead: str) -> tuple[int, int, int, int, int]:
+    """Shapes, dtypes and devices of the operands; B, S (1 for a step), NH, DHQK, DHHV."""
+    checks.dtype("q", q, checks.FLOATING)
+    checks.rank("q", q, f"({lead}NH, DHQK)")
+    checks.rank("v", v, f"({lead}NH, DHHV)")
+    checks.dtype("k", k, (q.dtype,))
+    checks.dtype("v", v, (q.dtype,))
+    checks.shape("k", k, q.shape, f"({lead}NH, DHQK)")
+    checks.shape("v", v, (*q.shape[:-1], v.shape[-1]), f"({lead}NH, DHHV)")
+    for name, gate in (("i", i), ("f", f)):
+        checks.dtype(name, gate, (q.dtype,) if q.dtype == torch.float64 else (q.dtype, torch.float32))
+        checks.shape(name, gate, q.shape[:-1], f"({lead}NH)")
+    for name, operand in (("k", k), ("v", v), ("i", i), ("f", f)):
+        checks.device(name, operand, q.device)
+    *batch, NH, DHQK = q.shape
+    if NH < 1 or DHQK < 1 or v.shape[-1] < 1:
+        raise ValueError(f"q, v: got shapes {tuple(q.shape)}, {tuple(v.shape)}, expected NH, DHQK and DHHV of at least 1")
+    return batch[0], batch[1] if len(batch) > 1 else 1, NH, DHQK, v.shape[-1]
+
+
+def _mlstm_options(DHQK: int, scale: float | None, igate: str, normalize: bool, eps: float, normalizer_grad: str) -> float:
+    checks.choice("igate", igate, ("exp", "sigmoid"))
+    checks.choice("normalizer_grad", normalizer_grad, ("exact", "detached"))
+    if not normalize and igate == "exp":
+        raise ValueError("normalize: got False with igate 'exp', expected True (only igate 'sigmoid' may go without)")
+    if not eps >= 0:
+        raise ValueError(f"eps: got {eps!r}, expected a number of at least 0")
+    return DHQK**-0.5 if scale is None else float(scale)
+
+
+def _mlstm_shapes(N: int, NH: int, DHQK: int, DHHV: int) -> list[tuple[int, ...]]:
+    return [(N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)]
+
+
+def _mlstm_state(state: object, N: int, NH: int, DHQK: int, DHHV: int, like: Tensor) -> Any:
+    axes = ("(N, NH, DHQK, DHHV)", "(N, NH, DHQK)", "(N, NH)")
+    return checks.state(state, ("C", "n", "m"), _mlstm_shapes(N, NH, DHQK, DHHV), axes, _state_dtype(like), like.device)
+
+
+def _check_slstm(x: Tensor, R: Tensor, b: Tensor | None, lead: str) -> tuple[int, int, int, int]:
+    """Shapes, dtypes and devices of the operands; B, S (1 for a step), NH, DH."""
+    checks.dtype("x", x, checks.FLOATING)
+    checks.rank("x", x, f"({lead}4, NH, DH)")
+    *batch, gates, NH, DH = x.shape
+    if gates != 4 or NH < 1 or DH < 1:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected ({lead}4, NH, DH) with NH and DH of at least 1")
+    _check_weight("R", R, x, (4, NH, DH, DH), "(4, NH, DH, DH)")
+    if b is not None:
+        _check_weight("b", b, x, (4, NH, DH), "(4, NH, DH)")
+    return batch[0], batch[1] if len(batch) > 1 else 1, NH, DH
+
+
+def _check_weight(name: str, weight: Tensor, x: Tensor, expected: tuple[int, ...], axes: str) -> None:
+    checks.tensor(name, weight)
+    checks.dtype(name, weight, (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32))
+    checks.shape(name, weight, expected, axes)
+    checks.device(name, weight, x.device)
+
+
+def _slstm_state(state: object, N: int, NH: int, DH: int, like: Tensor) -> Any:
+    axes, shapes = ("(N, NH, DH)",) * 4, ((N, NH, DH),) * 4
+    return checks.state(state, ("h", "c", "n", "m"), shapes, axes, _state_dtype(like), like.device)
+
+
+def _each_sequence(
+    run: Callable, inputs: Sequence[Tensor], state: Sequence[Tensor], cu_seqlens: Tensor | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Runs the reference over the batch, or over one sequence of cu_seqlens after the other."""
+    if cu_seqlens is None:
+        return run(inputs, state)
+    borders = cu_seqlens.tolist()
+    if len(borders) == 1:
+        return run([x[:, :0] for x in inputs], state)
+    results = [
+        run([x[:, start:end] for x in inputs], tuple(s[row : row + 1] for s in state))
+        for row, (start, end) in enumerate(itertools.pairwise(borders))
+    ]
+    return torch.cat([h for h, _ in results], 1), [torch.cat(parts) for parts in zip(*(last for _, last in results))]

@@ -1,0 +1,79 @@
+"""The walk H: outputs and the final state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .buckets import buckets
+from .gates import scan_gates, weights
+from .layout import Layout
+from .normalizer import normalizer_of
+from .options import Options
+from .states import State, bmm, states_forward
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial: State, cu_seqlens: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """h in v's dtype, the final C, n, m, and the dot products s q.n (B, S, NH) that the backward needs."""
+    h, dot = torch.empty_like(v, memory_format=torch.contiguous_format), i.new_empty(i.shape, dtype=initial[0].dtype)
+    C, n, m = (s.clone() for s in initial)
+    for bucket in buckets(cu_seqlens, q.shape[1]):
+        q_, k_, v_ = (bucket.take(x, 0.0) for x in (q, k, v))
+        i_, f_ = bucket.take(i, -torch.inf), bucket.take(f, torch.inf)
+        results = _forward_rows(q_, k_, v_, i_, f_, bucket.take_state(initial), options)
+        bucket.put(h, results[0])
+        bucket.put(dot, results[1])
+        for whole, part in zip((C, n, m), results[2:]):
+            bucket.put_rows(whole, part)
+    return h, C, n, m, dot
+
+
+def _forward_rows(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial: State, options: Options) -> tuple[Tensor, ...]:
+    """A plain batch: h, dot, C, n, m."""
+    (B, S, NH, DHQK), DHHV, dtype = q.shape, v.shape[-1], initial[0].dtype
+    if B * S == 0:
+        return torch.empty_like(v), i.to(dtype), *(s.clone() for s in initial)
+    layout = Layout.of(B, S, NH, options)
+    Q, K, V = (layout.cut(x, dtype) for x in (q, k, v))
+    C, n, m0 = (s.flatten(0, 1) for s in initial)
+    I, F = layout.cut(i, torch.float64, -torch.inf), layout.cut(f, torch.float64, torch.inf)
+    K, V, I, F, poison = _without_poison(K, V, I, F)
+    gates = scan_gates(I, F, m0, options.igate)
+    H, dots = torch.empty_like(V), Q.new_empty(Q.shape[:3], dtype=torch.float64)
+
+    for group in layout.groups(DHQK, DHHV, V.element_size()):
+        Qg, Kg, Vg = Q[group], K[group], V[group]
+        wK = Kg * gates.w[group].to(dtype).unsqueeze(-1)
+        g = gates.g[group].to(dtype)
+        Cs, ns = states_forward(C, n, bmm(wK.transpose(-1, -2), Vg), wK.sum(-2), g)  # (M2), chunk by chunk
+        P = bmm(Qg, Kg.transpose(-1, -2)).mul_(weights(gates, group, dtype))
+        u = gates.u[group].to(dtype)
+        numerator = bmm(P, Vg).addcmul_(bmm(Qg, Cs[:-1]), u.unsqueeze(-1))
+        dots[group] = options.scale * (P.sum(-1) + u * bmm(Qg, ns[:-1].unsqueeze(-1)).squeeze(-1)).double()
+        factor = options.scale * normalizer_of(dots[group], gates.m[group], options).factor
+        H[group] = numerator.mul_(factor.to(dtype).unsqueeze(-1))  # (M3)
+        C, n = Cs[-1], ns[-1]
+
+    m = gates.m_last
+    if poison is not None:
+        H.masked_fill_(poison.unsqueeze(-1), torch.nan)
+        C, n, m = (s.clone().masked_fill_(poison[-1, :, -1].view(-1, *(1,) * (s.dim() - 1)), torch.nan) for s in (C, n, m))
+    state = (x.view_as(like).clone() for x, like in zip((C, n, m), initial))
+    return layout.join(H).to(v.dtype), layout.join(dots).to(dtype), *state
+
+
+def _without_poison(K: Tensor, V: Tensor, I: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The operands without NaN and infinities, and the steps (NC, R, L) that these have reached; None when there are none.
+
+    A matmul multiplies a NaN with the zeros of the causal mask, so it would reach back inside its chunk. The caller writes NaN
+    from the step on.
+    """
+    if bool((K.sum() + V.sum()).isfinite()) and not bool(I.isnan().any() | F.isnan().any() | (I == torch.inf).any()):
+        return K, V, I, F, None
+    bad = ~(K.isfinite().all(-1) & V.isfinite().all(-1)) | I.isnan() | (I == torch.inf) | F.isnan()
+    before = bad.any(-1).cumsum(0) - bad.any(-1).long()  # chunks before this one that hold a bad step
+    reached = (bad.cumsum(-1) + before.unsqueeze(-1)) > 0
+    K, V = (x.masked_fill(bad.unsqueeze(-1), 0.0) for x in (K, V))
+    return K, V, I.masked_fill(bad, -torch.inf), F.masked_fill(bad, torch.inf), reached

@@ -1,0 +1,33 @@
+"""States and their gradients, chunk by chunk: the only part that is sequential."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, Tensor, Tensor]  # C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)
+
+
+def states_forward(C: Tensor, n: Tensor, update: Tensor, n_update: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """States at every chunk border of a group, (G+1, R, DHQK, DHHV) and (G+1, R, DHQK); update (G, R, ...), g (G, R)."""
+    Cs, ns = update.new_empty(len(g) + 1, *C.shape), n_update.new_empty(len(g) + 1, *n.shape)
+    Cs[0], ns[0] = C, n
+    for k in range(len(g)):
+        torch.addcmul(update[k], Cs[k], g[k, :, None, None], out=Cs[k + 1])
+        torch.addcmul(n_update[k], ns[k], g[k, :, None], out=ns[k + 1])
+    return Cs, ns
+
+
+def states_reverse(dC: Tensor, dn: Tensor, update: Tensor, n_update: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the states at every chunk border of a group, from those at its end; shapes as in `states_forward`."""
+    dCs, dns = update.new_empty(len(g) + 1, *dC.shape), n_update.new_empty(len(g) + 1, *dn.shape)
+    dCs[-1], dns[-1] = dC, dn
+    for k in reversed(range(len(g))):
+        torch.addcmul(update[k], dCs[k + 1], g[k, :, None, None], out=dCs[k])
+        torch.addcmul(n_update[k], dns[k + 1], g[k, :, None], out=dns[k])
+    return dCs, dns
+
+
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Batched matmul over the two leading axes (chunks and rows)."""
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*a.shape[:2], a.shape[2], b.shape[3])

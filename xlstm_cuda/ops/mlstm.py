@@ -1,0 +1,147 @@
+"""The mLSTM as torch ops with an exact backward (M1-M6 in csrc/mlstm/README.md).
+
+One forward and one backward op serve every kernel backend; `chunkwise` is the CPU's implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import chunkwise
+from .chunkwise.states import State
+from .library import define, differentiable_once
+
+_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, Tensor? cu_seqlens"
+_OPTIONS = "float scale, str igate, bool normalize, float eps, int? chunk_size, str backend"
+
+
+def _state_shapes(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    N = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    NH, DHQK, DHHV = q.shape[-2], q.shape[-1], v.shape[-1]
+    return (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)
+
+
+def _state_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
+    _only_cpu(backend)
+    options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
+    return chunkwise.forward(q, k, v, i, f, _initial(q, v, C0, n0, m0, cu_seqlens), cu_seqlens, options)
+
+
+def _forward_fake(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
+    dtype = _state_dtype(q)
+    states = [q.new_empty(shape, dtype=dtype) for shape in _state_shapes(q, v, cu_seqlens)]
+    return v.new_empty(v.shape), *states, i.new_empty(i.shape, dtype=dtype)
+
+
+def _backward_impl(
+    dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n,
+    scale, igate, normalize, eps, chunk_size, backend, exact,
+):  # fmt: skip
+    _only_cpu(backend)
+    options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
+    initial = _initial(q, v, C0, n0, m0, cu_seqlens)
+    return chunkwise.backward(dh, dC, dn, q, k, v, i, f, initial, cu_seqlens, h, dot, C, n, options, exact)
+
+
+def _backward_fake(
+    dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n,
+    scale, igate, normalize, eps, chunk_size, backend, exact,
+):  # fmt: skip
+    gradients = [x.new_empty(x.shape) for x in (q, k, v, i, f)]
+    return *gradients, *(q.new_empty(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
+
+
+_forward = define(
+    "mlstm_forward",
+    f"({_OPERANDS}, {_OPTIONS}) -> (Tensor h, Tensor C, Tensor n, Tensor m, Tensor dot)",
+    _forward_impl,
+    _forward_fake,
+)
+_backward = define(
+    "mlstm_backward",
+    f"(Tensor? dh, Tensor? dC, Tensor? dn, {_OPERANDS}, Tensor h, Tensor dot, Tensor C, Tensor n, {_OPTIONS}, bool exact)"
+    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor dC0, Tensor dn0, Tensor dm0)",
+    _backward_impl,
+    _backward_fake,
+)
+
+
+class _MLSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact):
+        h, C, n, m, dot = _forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, *options)
+        ctx.save_for_backward(q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n)
+        ctx.options, ctx.exact = options, exact
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(m)
+        return h, C, n, m
+
+    @staticmethod
+    def backward(ctx: Any, dh, dC, dn, dm):
+        with torch.no_grad():
+            gradients = _backward(dh, dC, dn, *ctx.saved_tensors, *ctx.options, ctx.exact)
+        gradients = differentiable_once("mlstm", gradients, (dh, dC, dn, *ctx.saved_tensors))
+        needed = ctx.needs_input_grad[:8]
+        return *(g if need else None for g, need in zip(gradients, needed)), None, None, None
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: State | None,
+    cu_seqlens: Tensor | None,
+    *,
+    scale: float,
+    igate: str,
+    normalize: bool,
+    eps: float,
+    exact: bool,
+    chunk_size: int | None,
+    backend: str,
+) -> tuple[Tensor, State]:
+    """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
+    C0, n0, m0 = state or (None, None, None)
+    options = (scale, igate, normalize, eps, chunk_size, backend)
+    h, C, n, m = _MLSTM.apply(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact)
+    return h, (C, n, m)
+
+
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: State,
+    *,
+    scale: float,
+    igate: str,
+    normalize: bool,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, State]:
+    """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
+    _only_cpu(backend)
+    return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
+
+
+def _initial(q, v, C0, n0, m0, cu_seqlens) -> State:
+    if C0 is not None:
+        return C0, n0, m0
+    C, n, m = (q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
+    return C, n, m
+
+
+def _only_cpu(backend: str) -> None:
+    if backend != "cpu":
+        raise RuntimeError(f"mlstm: backend {backend!r} has no mLSTM kernels in this build; use backend 'cpu' or 'reference'")
