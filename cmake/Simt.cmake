@@ -20,7 +20,7 @@ message(NOTICE "xlstm_cuda: built with the host executor (CUDA headers of ${XLST
 
 # A one-line .cpp per kernel file, so that the compiler takes it as C++ and line numbers stay those of the kernel file.
 set(XLSTM_SIMT_KERNELS)
-foreach(kernel ${XLSTM_KERNELS} ${XLSTM_SELFTEST_KERNELS} csrc/simt/selftest/planted_bugs.cu csrc/simt/selftest/mlstm_tile.cu)
+foreach(kernel ${XLSTM_KERNELS} ${XLSTM_SELFTEST_KERNELS} csrc/simt/selftest/planted_bugs.cu)
   string(REPLACE "/" "_" name ${kernel})
   set(wrapper ${PROJECT_BINARY_DIR}/generated/simt/${name}.cpp)
   file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${PROJECT_SOURCE_DIR}/${kernel}\"\n" @ONLY)
@@ -37,7 +37,7 @@ function(xlstm_simt_objects name)
   target_compile_options(${name} PRIVATE -Wall -Wextra -Wno-unknown-pragmas -g1)
 endfunction()
 
-xlstm_simt_objects(xlstm_simt_bindings csrc/bindings.cpp)
+xlstm_simt_objects(xlstm_simt_bindings csrc/bindings.cpp csrc/simt/selftest/bind.cpp)
 target_compile_definitions(xlstm_simt_bindings PRIVATE XLSTM_SIMT_MODULE XLSTM_SELFTEST)
 target_compile_options(xlstm_simt_bindings PRIVATE -O1)
 target_link_libraries(xlstm_simt_bindings PRIVATE pybind11::module)

@@ -18,7 +18,7 @@
 #define XLSTM_WITH_KERNELS
 #endif
 #ifdef XLSTM_SELFTEST
-#include "simt/selftest/primitives.h"
+#include "simt/selftest/bind.h"
 #endif
 
 namespace py = pybind11;
@@ -101,24 +101,13 @@ void bind_kernels(py::module_& m) {
 }
 #endif
 
-#ifdef XLSTM_SELFTEST
-void bind_selftest(py::module_& m) {
-  m.def("primitive_names", &xlstm::selftest::names, "the test kernels of this module");
-  m.def("run_primitive", [](const std::string& name, std::uintptr_t in, std::uintptr_t out, int n, std::uintptr_t stream) {
-    const py::gil_scoped_release release;
-    xlstm::selftest::run(name, reinterpret_cast<const std::uint32_t*>(in), reinterpret_cast<std::uint32_t*>(out), n, reinterpret_cast<void*>(stream));
-  }, py::kw_only(), py::arg("name"), py::arg("input"), py::arg("output"), py::arg("n"), py::arg("stream"),
-        "one launch of a test kernel; input and output are addresses of 32-bit words");
-}
-#endif
-
 void bind(py::module_& m) {
   bind_build(m);
 #ifdef XLSTM_WITH_KERNELS
   bind_kernels(m);
 #endif
 #ifdef XLSTM_SELFTEST
-  bind_selftest(m);
+  xlstm::selftest::bind(m);
 #endif
 #ifdef XLSTM_SIMT_MODULE
   xlstm::simt::bind_executor(m);

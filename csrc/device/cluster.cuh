@@ -41,8 +41,8 @@ XLSTM_DEVICE void cluster_wait(XLSTM_ONLY_SITE) {
 }
 
 XLSTM_DEVICE void cluster_sync(XLSTM_ONLY_SITE) {
-  cluster_arrive(XLSTM_FORWARD_ONLY_SITE);
-  cluster_wait(XLSTM_FORWARD_ONLY_SITE);
+  device::cluster_arrive(XLSTM_FORWARD_ONLY_SITE);
+  device::cluster_wait(XLSTM_FORWARD_ONLY_SITE);
 }
 
 // The same variable in the shared memory of the cluster's block `rank`. That block must not have exited.

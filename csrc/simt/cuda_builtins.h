@@ -17,7 +17,7 @@
 #define __launch_bounds__(...)
 #undef __cluster_dims__
 #define __cluster_dims__(...)
-#define XLSTM_CALL_SITE const ::xlstm::simt::Site &site = ::xlstm::simt::Site{__builtin_FILE(), __builtin_LINE()}
+#define XLSTM_CALL_SITE const ::xlstm::simt::Site &site = {}
 
 extern __attribute__((visibility("hidden"))) uint3 threadIdx, blockIdx, blockDim, gridDim;  // set at every switch
 static constexpr int warpSize = 32;

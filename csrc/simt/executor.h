@@ -14,9 +14,10 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-struct Site {  // a place in a kernel's source
+struct Site {  // a place in a kernel's source; as a default argument, that of the caller
   const char* file;
   int line;
+  constexpr Site(const char* file = __builtin_FILE(), int line = __builtin_LINE()) : file(file), line(line) {}
 };
 
 enum class Order { Fifo, Reverse, Lifo, Random };  // which thread that can run goes next

@@ -4,13 +4,14 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "simt/cuda_builtins.h"
 #include "simt/race_detector.h"
 #include "simt/state.h"
 #include "simt/trace.h"
 
 XLSTM_SIMT_DEFINE_SWITCH
 
-uint3 threadIdx, blockIdx, blockDim, gridDim;
+__attribute__((visibility("hidden"))) uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace xlstm::simt {
 

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <tuple>
 
+#include "simt/cuda_builtins.h"
 #include "simt/race_detector.h"
 
 namespace xlstm::simt {
@@ -69,7 +70,10 @@ void record(const void* p, size_t bytes, unsigned flags, const Place& place) {
   const auto within = [&](const void* start, size_t size) {
     return address >= static_cast<const char*>(start) && address < static_cast<const char*>(start) + size;
   };
-  if (within(fiber->stack, m.pool_stack_bytes) || within(m.closure, m.closure_bytes)) return;
+  if (within(fiber->stack, m.pool_stack_bytes) || within(m.closure, m.closure_bytes)) return;  // registers and parameters
+  if (within(&threadIdx, sizeof threadIdx) || within(&blockIdx, sizeof blockIdx) || within(&blockDim, sizeof blockDim) ||
+      within(&gridDim, sizeof gridDim))
+    return;
   const Space space = within(m.slab, m.slab_used) ? Space::Shared : Space::Global;
   const Access access{address, bytes, flags, intern(place), space};
   if (m.options.races) race_access(access);
@@ -128,4 +132,8 @@ __attribute__((visibility("hidden"))) void __tsan_func_entry(void*) {}
 __attribute__((visibility("hidden"))) void __tsan_func_exit() {}
 __attribute__((visibility("hidden"))) void __tsan_vptr_update(void**, void*) {}
 __attribute__((visibility("hidden"))) void __tsan_vptr_read(void**) {}
+// The guard of a function-local static in host code.
+__attribute__((visibility("hidden"))) unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int) {
+  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
 }
