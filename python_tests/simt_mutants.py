@@ -68,7 +68,7 @@ class Builder:
     def executor(self, variant: str) -> list[Path]:
         """The executor's objects for a variant: instrumented only by the address checks, which follow fibers."""
         flags = {"plain": ["-O2"], "trace": ["-O2", "-DXLSTM_SIMT_INSTRUMENTED"], "asan": ["-O2", "-fsanitize=address"]}[variant]
-        sources = [p for p in sorted((ROOT / "csrc/simt").glob("*.cpp")) if p.name != "bind_executor.cpp"]
+        sources = [p for p in sorted((ROOT / "csrc/simt").glob("*.cpp")) if p.name not in ("bind_executor.cpp", "module.cpp")]
         sources.append(ROOT / "csrc/simt/selftest/tile_check.cpp")
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda p: self.compile(p, flags, f"{variant}_{p.stem}"), sources))

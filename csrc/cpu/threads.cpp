@@ -8,19 +8,8 @@
 #include <vector>
 
 namespace xlstm::cpu {
-namespace {
-std::atomic<int> requested_threads{0};
-}
-
-void set_num_threads(int count) { requested_threads = std::max(count, 0); }
-
-int get_num_threads() {
-  const int count = requested_threads;
-  return count > 0 ? count : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
-void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
-  const int64_t threads = std::min<int64_t>(get_num_threads(), count);
+void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+  threads = static_cast<int>(std::min<int64_t>(threads, count));
   if (threads <= 1) {
     for (int64_t index = 0; index < count; ++index) body(index);
     return;
@@ -38,7 +27,7 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
     }
   };
   std::vector<std::thread> pool;
-  for (int64_t t = 1; t < threads; ++t) pool.emplace_back(work);
+  for (int t = 1; t < threads; ++t) pool.emplace_back(work);
   work();
   for (std::thread& thread : pool) thread.join();
   if (failure) std::rethrow_exception(failure);
