@@ -24,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = (
     "import platform, torch; print('python', platform.python_version(), 'torch', torch.__version__, 'cuda', torch.version.cuda);"
-    "p = torch.cuda.get_device_properties(0); print(p.name, f'sm_{p.major}{p.minor}', p.multi_processor_count, 'SMs', p.total_memory);"
+    "p = torch.cuda.get_device_properties(0);"
+    "print(p.name, f'sm_{p.major}{p.minor}', p.multi_processor_count, 'SMs', p.total_memory);"
     "import xlstm_cuda; print(*xlstm_cuda.backends().values(), sep='\\n')"
 )
 
@@ -67,7 +68,7 @@ def gpu() -> tuple[str, str]:
 
 
 def run(stage: Stage, log: Path) -> tuple[str, float]:
-    """"passed", "failed" or "timed out", and the seconds it took."""
+    """ "passed", "failed" or "timed out", and the seconds it took."""
     started = time.monotonic()
     with log.open("w") as out:
         for command in stage.commands:
@@ -76,7 +77,8 @@ def run(stage: Stage, log: Path) -> tuple[str, float]:
             left = stage.seconds - (time.monotonic() - started)
             try:
                 environment = {**os.environ, **stage.environment}
-                subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=max(left, 1), check=True)
+                streams = {"stdout": out, "stderr": subprocess.STDOUT}
+                subprocess.run(command, cwd=ROOT, env=environment, timeout=max(left, 1), check=True, **streams)
             except subprocess.TimeoutExpired:
                 return "timed out", time.monotonic() - started
             except (OSError, subprocess.CalledProcessError) as error:
@@ -89,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="results folder; default bench/results/<gpu>-<commit>")
     parser.add_argument("--again", action="store_true", help="also run stages that passed")
-    parser.add_argument("--dry-run", action="store_true", help="show the commands; without a GPU, run the tests on the host executor")
+    parser.add_argument("--dry-run", action="store_true", help="show the commands; without a GPU, run the tests on simt")
     arguments = parser.parse_args()
     name, architecture = gpu()
     if not name and not arguments.dry_run:

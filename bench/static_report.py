@@ -54,10 +54,21 @@ def compile_one(nvcc: str, file: Path, architecture: str, work: Path) -> tuple[s
     """Compiles to a cubin (or PTX); returns the compiler's words and an error, empty where it succeeded."""
     out = work / f"{file.stem}_{architecture}.o"
     if architecture.endswith("-virtual"):
-        target = f"arch=compute_{architecture.removesuffix('-virtual')},code=compute_{architecture.removesuffix('-virtual')}"
+        number = architecture.removesuffix("-virtual")
+        target = f"arch=compute_{number},code=compute_{number}"
     else:
         target = f"arch=compute_{architecture},code=sm_{architecture}"
-    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-gencode", target, "-Xptxas=-v,--warn-on-spills", "-c", str(file)]
+    command = [
+        nvcc,
+        "-std=c++17",
+        "-O3",
+        f"-I{ROOT / 'csrc'}",
+        "-gencode",
+        target,
+        "-Xptxas=-v,--warn-on-spills",
+        "-c",
+        str(file),
+    ]
     done = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True)
     text = done.stdout + done.stderr
     return text, "" if done.returncode == 0 else text

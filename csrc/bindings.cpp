@@ -52,7 +52,7 @@ T* at(Address address) {
 }
 
 xlstm::slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, Address cu_seqlens, Address reset,
-                         int64_t reset_stride_b, int64_t reset_stride_s, bool exp_forget_gate) {
+                                int64_t reset_stride_b, int64_t reset_stride_s, bool exp_forget_gate) {
   xlstm::slstm::Shape shape;
   shape.B = B, shape.S = S, shape.NH = NH, shape.DH = DH;
   shape.cu_seqlens = at<const int32_t>(cu_seqlens);
@@ -100,8 +100,8 @@ template <typename Real>
 void bind_slstm_cpu(py::module_& m, const std::string& type) {
   const py::call_guard<py::gil_scoped_release> released;
   m.def(("slstm_forward_cpu_" + type).c_str(), &slstm_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"),
-        py::arg("x_strides"), py::arg("R"), py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"), py::arg("h"),
-        py::arg("h_last"), py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_gates"),
+        py::arg("x_strides"), py::arg("R"), py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"),
+        py::arg("h"), py::arg("h_last"), py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_gates"),
         py::arg("saved_cells"), py::arg("threads"));
   m.def(("slstm_backward_cpu_" + type).c_str(), &slstm_backward_cpu<Real>, released, py::arg("shape"), py::arg("R"),
         py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("saved_gates"), py::arg("saved_cells"), py::arg("dh"),
@@ -113,10 +113,13 @@ void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t 
   using namespace xlstm::cpu;
   switch (selected_isa()) {
 #ifdef XLSTM_X86_64
-    case Isa::kAvx512: return avx512::gate_math(function, at<const float>(x), at<float>(y), count);
-    case Isa::kAvx2: return avx2::gate_math(function, at<const float>(x), at<float>(y), count);
+    case Isa::kAvx512:
+      return avx512::gate_math(function, at<const float>(x), at<float>(y), count);
+    case Isa::kAvx2:
+      return avx2::gate_math(function, at<const float>(x), at<float>(y), count);
 #endif
-    default: return baseline::gate_math(function, at<const float>(x), at<float>(y), count);
+    default:
+      return baseline::gate_math(function, at<const float>(x), at<float>(y), count);
   }
 }
 
@@ -136,9 +139,8 @@ void bind_cpu(py::module_& m) {
   m.def("gate_math", &gate_math, py::arg("function"), py::arg("x"), py::arg("y"), py::arg("count"),
         "for tests: a function of csrc/device/math.cuh over float32 arrays");
   py::class_<xlstm::slstm::Shape>(m, "SLSTMShape")
-      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"),
-           py::arg("cu_seqlens"), py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"),
-           py::arg("exp_forget_gate"));
+      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"), py::arg("cu_seqlens"),
+           py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"), py::arg("exp_forget_gate"));
   bind_slstm_cpu<float>(m, "float32");
   bind_slstm_cpu<double>(m, "float64");
 }

@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace xlstm {
 namespace {
 
-using Address = std::uintptr_t;                // tensor.data_ptr(), 0 for none
+using Address = std::uintptr_t;               // tensor.data_ptr(), 0 for none
 using Strides = std::pair<int64_t, int64_t>;  // batch, head; in elements
 
 template <class T = void>
@@ -58,11 +58,12 @@ void mlstm_step(Address q, Address k, Address v, Address i, Address f, Address C
 }  // namespace
 
 void bind_kernels(py::module_& m) {
-  m.def("mlstm_step", &mlstm_step, py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("i"), py::arg("f"), py::arg("C"),
-        py::arg("n"), py::arg("m"), py::arg("h"), py::arg("C_new"), py::arg("n_new"), py::arg("m_new"), py::arg("B"), py::arg("NH"),
-        py::arg("DHQK"), py::arg("DHHV"), py::arg("dtype"), py::arg("gate_dtype"), py::arg("q_strides"), py::arg("k_strides"),
-        py::arg("v_strides"), py::arg("i_strides"), py::arg("f_strides"), py::arg("scale"), py::arg("igate"), py::arg("normalize"),
-        py::arg("eps"), py::arg("stream"), "one token of the mLSTM, M1-M3; arguments as in mlstm::StepParams, tensors as addresses");
+  m.def("mlstm_step", &mlstm_step, py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("i"), py::arg("f"),
+        py::arg("C"), py::arg("n"), py::arg("m"), py::arg("h"), py::arg("C_new"), py::arg("n_new"), py::arg("m_new"),
+        py::arg("B"), py::arg("NH"), py::arg("DHQK"), py::arg("DHHV"), py::arg("dtype"), py::arg("gate_dtype"),
+        py::arg("q_strides"), py::arg("k_strides"), py::arg("v_strides"), py::arg("i_strides"), py::arg("f_strides"),
+        py::arg("scale"), py::arg("igate"), py::arg("normalize"), py::arg("eps"), py::arg("stream"),
+        "one token of the mLSTM, M1-M3; arguments as in mlstm::StepParams, tensors as addresses");
 #ifdef XLSTM_SELFTEST
   selftest::bind(m);
 #endif
