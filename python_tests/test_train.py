@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from xlstm_cuda.cli import checkpoint, main, plot, runs
 from xlstm_cuda.cli import train as train_command
+from xlstm_cuda.cli import training as training_module
 from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.errors import CommandError
 from xlstm_cuda.cli.progress import Progress, duration
@@ -193,6 +195,30 @@ def test_kill_and_resume_equals_the_uninterrupted_run_bitwise(uninterrupted, ste
     assert main(["train", "--resume", "--out", "run", "--threads", "1", "--sample-length", "0"]) == 0
     assert_same(checkpoint.load(Path("run/last.pt")), last)
     assert_same(checkpoint.load(Path("run/best.pt")), best)
+
+
+@pytest.mark.parametrize("step", [1, 7, 13])
+def test_restored_state_goes_on_bitwise(monkeypatch, step, tmp_path):
+    monkeypatch.setattr(training_module, "HISTORY_POINTS", 3)  # a point every 5 steps: saved in the middle of a mean
+    settings = replace(SETTINGS, steps=16, dropout=0.3, eval_bytes=50)
+    parts = load(None).split()
+    straight = Training(settings, *parts, Device(torch.device("cpu")))
+    for _ in range(step):
+        straight.train_step()
+    saved = tmp_path / "saved.pt"
+    checkpoint.write(saved, checkpoint.serialize(straight.state()))
+    ends = []
+    for run in (straight, Training(settings, *parts, Device(torch.device("cpu")))):
+        if run is straight:
+            run.device.set_random_state(checkpoint.load(saved)["random"])  # building the other one drew random numbers
+        else:
+            run.restore(checkpoint.load(saved))
+        while not run.finished:
+            run.train_step()
+        run.validate()
+        ends.append(run.state())
+    assert len(ends[0]["history"]["training"]) == 3
+    assert_same(*ends)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

@@ -55,5 +55,8 @@ class Device:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def __str__(self) -> str:
-        about = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        about = f"{threads} thread{'s' * (threads != 1)}"
+        if self.device.type == "cuda":
+            about = torch.cuda.get_device_name(self.device)
         return f"{self.device} ({about})" + (f", backend {self.backend}" if self.backend else "")

@@ -69,11 +69,8 @@ def loss_curve(title: str, history: dict[str, list[list[float]]], ngrams: Sequen
     return png.getvalue()
 
 
-def _smooth(values: Sequence[float], memory: float = 0.95) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = memory * total + (1 - memory) * value
-        weight = memory * weight + (1 - memory)
-        smoothed.append(total / weight)
-    return smoothed
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a window around each point, a twenty-fifth of the curve wide and narrower at both ends."""
+    count = len(values)
+    reach = [min(place, count - 1 - place, count // 50) for place in range(count)]
+    return [float(np.mean(values[place - r : place + r + 1])) for place, r in enumerate(reach)]
