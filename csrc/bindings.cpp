@@ -1,12 +1,12 @@
-// bindings.cpp - the Python face of the kernels: pointers, sizes and a stream go in, a typed exception comes out.
-// Compiled twice: into _C (CPU backend, and the CUDA kernels where nvcc is) and into _simt (the CUDA kernels on the host
-// executor).
+// bindings.cpp - the Python module _C: what this build is, the CPU backend, and the CUDA kernels where nvcc is.
+// Pointers, sizes and a stream go in, a typed exception comes out. (_simt is simt/module.cpp.)
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <string>
 
+#include "abi.h"
 #include "build_config.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
@@ -14,6 +14,8 @@
 #include "cpu/slstm_kernels.h"
 #ifdef XLSTM_WITH_CUDA
 #include <cuda_runtime_api.h>
+
+#include "kernel_bindings.h"
 #endif
 
 namespace py = pybind11;
@@ -31,7 +33,7 @@ int device_count() {
 
 void bind_build(py::module_& m) {
   m.attr("version") = XLSTM_VERSION;
-  m.attr("abi_version") = 2;  // raised with every change of a binding's signature; xlstm_cuda/native.py expects this number
+  m.attr("abi_version") = xlstm::kAbiVersion;
 #ifdef XLSTM_WITH_CUDA
   m.attr("cuda_architectures") = XLSTM_ARCHITECTURES;
   m.attr("cuda_version") = CUDART_VERSION;
@@ -149,4 +151,7 @@ void bind_cpu(py::module_& m) {
 PYBIND11_MODULE(XLSTM_MODULE, m) {
   bind_build(m);
   bind_cpu(m);
+#ifdef XLSTM_WITH_CUDA
+  xlstm::bind_kernels(m);
+#endif
 }
