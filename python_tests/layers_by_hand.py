@@ -1,4 +1,4 @@
-"""Layers written out as loops over layers, directions and steps, on the reference cells: one sequence at a time, no batch tricks."""
+"""Layers written out as loops over layers, directions and steps on the reference cells, one sequence at a time."""
 
 from __future__ import annotations
 
