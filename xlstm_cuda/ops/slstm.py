@@ -85,11 +85,12 @@ class _SLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh, dh_last, dc_last, dn_last, dm_last):
+        saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
-            dx, dR, db, *dstate = _backward(dh, dh_last, dc_last, dn_last, *ctx.saved_tensors, *ctx.options)
+            dx, dR, db, *dstate = _backward(dh, dh_last, dc_last, dn_last, *saved, *ctx.options)
             weights = [g if dtype is None else g.to(dtype) for g, dtype in zip((dx, dR, db), ctx.dtypes)]
         incoming = (dh, dh_last, dc_last, dn_last)
-        gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *ctx.saved_tensors))
+        gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *saved))
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), None, None, None, None, None
 
 
