@@ -1,4 +1,4 @@
-"""Language models with the official names, fields, defaults and state_dict keys."""
+"""The language model of the xLSTM paper: embedding, xLSTMBlockStack, head (arXiv 2405.04517)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .blocks.init import small_init_
-from .blocks.stack import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
-
-__all__ = ["xLSTMLMModel", "xLSTMLMModelConfig"]
+from .. import checks
+from ..blocks.init import small_init_
+from ..blocks.stack import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
 
 
 @dataclass
