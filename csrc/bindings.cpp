@@ -65,7 +65,7 @@ xlstm::slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, Ad
 template <typename Real>
 void slstm_forward_cpu(const xlstm::slstm::Shape& shape, Address x, const std::array<int64_t, 4>& x_strides, Address R, Address b,
                        Address h0, Address c0, Address n0, Address m0, Address h, Address h_last, Address c_last, Address n_last,
-                       Address m_last, Address saved_gates, Address saved_cells, int threads) {
+                       Address m_last, Address saved_gates, Address saved_cells, bool single_step, int threads) {
   xlstm::slstm::ForwardParams<Real, Real> p;
   p.shape = shape;
   p.x = at<const Real>(x);
@@ -75,6 +75,7 @@ void slstm_forward_cpu(const xlstm::slstm::Shape& shape, Address x, const std::a
   p.h = at<Real>(h);
   p.h_last = at<Real>(h_last), p.c_last = at<Real>(c_last), p.n_last = at<Real>(n_last), p.m_last = at<Real>(m_last);
   p.saved_gates = at<Real>(saved_gates), p.saved_cells = at<Real>(saved_cells);
+  p.single_step = single_step;
   xlstm::cpu::slstm_forward(p, threads);
 }
 
@@ -102,7 +103,7 @@ void bind_slstm_cpu(py::module_& m, const std::string& type) {
   m.def(("slstm_forward_cpu_" + type).c_str(), &slstm_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"),
         py::arg("x_strides"), py::arg("R"), py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"),
         py::arg("h"), py::arg("h_last"), py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_gates"),
-        py::arg("saved_cells"), py::arg("threads"));
+        py::arg("saved_cells"), py::arg("single_step"), py::arg("threads"));
   m.def(("slstm_backward_cpu_" + type).c_str(), &slstm_backward_cpu<Real>, released, py::arg("shape"), py::arg("R"),
         py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("saved_gates"), py::arg("saved_cells"), py::arg("dh"),
         py::arg("dh_strides"), py::arg("dh_last"), py::arg("dc_last"), py::arg("dn_last"), py::arg("dx"), py::arg("h_prev"),
@@ -125,9 +126,9 @@ void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t 
 
 void bind_cpu(py::module_& m) {
   m.attr("UNIT_PADDING") = xlstm::cpu::kUnitPadding;
-  m.def("supported_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
-  m.def("isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
-  m.def("select_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
+  m.def("cpu_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
+  m.def("cpu_isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
+  m.def("select_cpu_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
   using xlstm::cpu::GateFunction;
   py::enum_<GateFunction>(m, "GateFunction")
       .value("exp2", GateFunction::kExp2)

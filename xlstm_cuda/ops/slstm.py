@@ -85,11 +85,12 @@ class _SLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh, dh_last, dc_last, dn_last, dm_last):
+        saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
-            dx, dR, db, *dstate = _backward(dh, dh_last, dc_last, dn_last, *ctx.saved_tensors, *ctx.options)
+            dx, dR, db, *dstate = _backward(dh, dh_last, dc_last, dn_last, *saved, *ctx.options)
             weights = [g if dtype is None else g.to(dtype) for g, dtype in zip((dx, dR, db), ctx.dtypes)]
         incoming = (dh, dh_last, dc_last, dn_last)
-        gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *ctx.saved_tensors))
+        gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *saved))
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), None, None, None, None, None
 
 
@@ -113,6 +114,8 @@ def slstm(
 def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate: str, backend: str) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step`, without gradients; returns h and the new h, c, n, m."""
     operands = x.unsqueeze(1), R, b, *state, None, None, forget_gate, False
-    # Eagerly, the op's dispatch would cost more than the step itself.
-    forward = _forward(*operands, backend) if torch.compiler.is_compiling() else _implementation(backend).forward(*operands)
-    return forward[0].squeeze(1), forward[1:5]
+    if torch.compiler.is_compiling():
+        out, *last, _, _ = _forward(*operands, backend)
+    else:  # the op's dispatch would cost more than the step itself
+        out, *last, _, _ = _implementation(backend).forward(*operands, single_step=True)
+    return out.squeeze(1), tuple(last)
