@@ -5,7 +5,7 @@ import pkgutil
 # A checkout's folder shadows an installed package of the same name: look for the compiled modules in both.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from . import blocks, functional, models
+from . import blocks, checkpoints, functional, models
 from .backends import backends
 from .blocks import *  # noqa: F403
 from .models import *  # noqa: F403
@@ -14,4 +14,4 @@ from .states import MLSTMState, SLSTMState
 
 __version__: str = _C.version
 
-__all__ = ["MLSTMState", "SLSTMState", "backends", "functional", *blocks.__all__, *models.__all__]
+__all__ = ["MLSTMState", "SLSTMState", "backends", "checkpoints", "functional", *blocks.__all__, *models.__all__]
