@@ -1,11 +1,12 @@
-// bindings.cpp - the Python face of the kernels: pointers, sizes and a stream go in, a typed exception comes out.
-// Compiled twice: into _C (CPU backend, and the CUDA kernels where nvcc is) and into _simt (the CUDA kernels on the host executor).
+// bindings.cpp - the Python module _C: what this build is, the CPU backend, and the CUDA kernels where nvcc is.
+// Pointers, sizes and a stream go in, a typed exception comes out. (_simt is simt/module.cpp.)
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <string>
 
+#include "abi.h"
 #include "build_config.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
@@ -13,6 +14,8 @@
 #include "cpu/slstm_kernels.h"
 #ifdef XLSTM_WITH_CUDA
 #include <cuda_runtime_api.h>
+
+#include "kernel_bindings.h"
 #endif
 
 namespace py = pybind11;
@@ -30,7 +33,7 @@ int device_count() {
 
 void bind_build(py::module_& m) {
   m.attr("version") = XLSTM_VERSION;
-  m.attr("abi_version") = 1;  // raised with every change of a binding's signature; xlstm_cuda/native.py expects this number
+  m.attr("abi_version") = xlstm::kAbiVersion;
 #ifdef XLSTM_WITH_CUDA
   m.attr("cuda_architectures") = XLSTM_ARCHITECTURES;
   m.attr("cuda_version") = CUDART_VERSION;
@@ -48,22 +51,22 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, Address cu_seqlens, Address reset,
-                         int64_t reset_stride_b, int64_t reset_stride_s, bool exp_forget_gate) {
-  slstm::Shape shape;
+xlstm::slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, Address cu_seqlens, Address reset,
+                                int64_t reset_stride_b, int64_t reset_stride_s, bool exp_forget_gate) {
+  xlstm::slstm::Shape shape;
   shape.B = B, shape.S = S, shape.NH = NH, shape.DH = DH;
   shape.cu_seqlens = at<const int32_t>(cu_seqlens);
   shape.reset = at<const uint8_t>(reset);
   shape.reset_stride_b = reset_stride_b, shape.reset_stride_s = reset_stride_s;
-  shape.forget_gate = exp_forget_gate ? slstm::ForgetGate::kExp : slstm::ForgetGate::kSigmoid;
+  shape.forget_gate = exp_forget_gate ? xlstm::slstm::ForgetGate::kExp : xlstm::slstm::ForgetGate::kSigmoid;
   return shape;
 }
 
 template <typename Real>
-void slstm_forward_cpu(const slstm::Shape& shape, Address x, const std::array<int64_t, 4>& x_strides, Address R, Address b,
+void slstm_forward_cpu(const xlstm::slstm::Shape& shape, Address x, const std::array<int64_t, 4>& x_strides, Address R, Address b,
                        Address h0, Address c0, Address n0, Address m0, Address h, Address h_last, Address c_last, Address n_last,
-                       Address m_last, Address saved_gates, Address saved_cells, int threads) {
-  slstm::ForwardParams<Real, Real> p;
+                       Address m_last, Address saved_gates, Address saved_cells, bool single_step, int threads) {
+  xlstm::slstm::ForwardParams<Real, Real> p;
   p.shape = shape;
   p.x = at<const Real>(x);
   p.x_stride_b = x_strides[0], p.x_stride_s = x_strides[1], p.x_stride_g = x_strides[2], p.x_stride_n = x_strides[3];
@@ -72,15 +75,16 @@ void slstm_forward_cpu(const slstm::Shape& shape, Address x, const std::array<in
   p.h = at<Real>(h);
   p.h_last = at<Real>(h_last), p.c_last = at<Real>(c_last), p.n_last = at<Real>(n_last), p.m_last = at<Real>(m_last);
   p.saved_gates = at<Real>(saved_gates), p.saved_cells = at<Real>(saved_cells);
+  p.single_step = single_step;
   xlstm::cpu::slstm_forward(p, threads);
 }
 
 template <typename Real>
-void slstm_backward_cpu(const slstm::Shape& shape, Address R, Address h0, Address c0, Address n0, Address saved_gates,
+void slstm_backward_cpu(const xlstm::slstm::Shape& shape, Address R, Address h0, Address c0, Address n0, Address saved_gates,
                         Address saved_cells, Address dh, const std::array<int64_t, 3>& dh_strides, Address dh_last,
                         Address dc_last, Address dn_last, Address dx, Address h_prev, Address db_rows, Address dh0, Address dc0,
                         Address dn0, Address dm0, int threads) {
-  slstm::BackwardParams<Real, Real> p;
+  xlstm::slstm::BackwardParams<Real, Real> p;
   p.shape = shape;
   p.R = at<const Real>(R);
   p.h0 = at<const Real>(h0), p.c0 = at<const Real>(c0), p.n0 = at<const Real>(n0);
@@ -97,9 +101,9 @@ template <typename Real>
 void bind_slstm_cpu(py::module_& m, const std::string& type) {
   const py::call_guard<py::gil_scoped_release> released;
   m.def(("slstm_forward_cpu_" + type).c_str(), &slstm_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"),
-        py::arg("x_strides"), py::arg("R"), py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"), py::arg("h"),
-        py::arg("h_last"), py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_gates"),
-        py::arg("saved_cells"), py::arg("threads"));
+        py::arg("x_strides"), py::arg("R"), py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"),
+        py::arg("h"), py::arg("h_last"), py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_gates"),
+        py::arg("saved_cells"), py::arg("single_step"), py::arg("threads"));
   m.def(("slstm_backward_cpu_" + type).c_str(), &slstm_backward_cpu<Real>, released, py::arg("shape"), py::arg("R"),
         py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("saved_gates"), py::arg("saved_cells"), py::arg("dh"),
         py::arg("dh_strides"), py::arg("dh_last"), py::arg("dc_last"), py::arg("dn_last"), py::arg("dx"), py::arg("h_prev"),
@@ -110,18 +114,21 @@ void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t 
   using namespace xlstm::cpu;
   switch (selected_isa()) {
 #ifdef XLSTM_X86_64
-    case Isa::kAvx512: return avx512::gate_math(function, at<const float>(x), at<float>(y), count);
-    case Isa::kAvx2: return avx2::gate_math(function, at<const float>(x), at<float>(y), count);
+    case Isa::kAvx512:
+      return avx512::gate_math(function, at<const float>(x), at<float>(y), count);
+    case Isa::kAvx2:
+      return avx2::gate_math(function, at<const float>(x), at<float>(y), count);
 #endif
-    default: return baseline::gate_math(function, at<const float>(x), at<float>(y), count);
+    default:
+      return baseline::gate_math(function, at<const float>(x), at<float>(y), count);
   }
 }
 
 void bind_cpu(py::module_& m) {
   m.attr("UNIT_PADDING") = xlstm::cpu::kUnitPadding;
-  m.def("supported_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
-  m.def("isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
-  m.def("select_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
+  m.def("cpu_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
+  m.def("cpu_isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
+  m.def("select_cpu_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
   using xlstm::cpu::GateFunction;
   py::enum_<GateFunction>(m, "GateFunction")
       .value("exp2", GateFunction::kExp2)
@@ -132,10 +139,9 @@ void bind_cpu(py::module_& m) {
       .value("log_sigmoid", GateFunction::kLogSigmoid);
   m.def("gate_math", &gate_math, py::arg("function"), py::arg("x"), py::arg("y"), py::arg("count"),
         "for tests: a function of csrc/device/math.cuh over float32 arrays");
-  py::class_<slstm::Shape>(m, "SLSTMShape")
-      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"),
-           py::arg("cu_seqlens"), py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"),
-           py::arg("exp_forget_gate"));
+  py::class_<xlstm::slstm::Shape>(m, "SLSTMShape")
+      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"), py::arg("cu_seqlens"),
+           py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"), py::arg("exp_forget_gate"));
   bind_slstm_cpu<float>(m, "float32");
   bind_slstm_cpu<double>(m, "float64");
 }
@@ -145,4 +151,7 @@ void bind_cpu(py::module_& m) {
 PYBIND11_MODULE(XLSTM_MODULE, m) {
   bind_build(m);
   bind_cpu(m);
+#ifdef XLSTM_WITH_CUDA
+  xlstm::bind_kernels(m);
+#endif
 }

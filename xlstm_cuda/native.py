@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 try:
     _C: ModuleType = importlib.import_module("xlstm_cuda._C")
@@ -28,14 +28,18 @@ def _check_abi(module: ModuleType) -> ModuleType:
 _check_abi(_C)
 
 
-def simt() -> ModuleType:
-    """The host executor's module. ImportError, with the reason, where it was not built."""
+def simt(variant: str = "") -> ModuleType:
+    """The host executor's module, plain or one of its variants "_trace" and "_asan" (xlstm_cuda.simt chooses).
+
+    ImportError, with the reason, where it was not built.
+    """
     try:
-        return _check_abi(importlib.import_module("xlstm_cuda._simt"))
+        return _check_abi(importlib.import_module(f"xlstm_cuda._simt{variant}"))
     except ModuleNotFoundError as error:
-        raise ImportError("the host executor is not in this build; reinstall with XLSTM_SIMT=ON") from error
+        switch = "XLSTM_SIMT=ON" + (" XLSTM_SIMT_ASAN=ON" if variant == "_asan" else "")
+        raise ImportError(f"the host executor's module _simt{variant} is not in this build; reinstall with {switch}") from error
 
 
 def cpu_isa() -> str:
     """The instruction set that the CPU backend chose on this machine."""
-    return getattr(_C, "cpu_isa", lambda: "baseline")()
+    return _C.cpu_isa()

@@ -1,4 +1,5 @@
-// gate_math.cpp - the functions of device/math.cuh over an array, so that a test sees the very vector code of each instruction set.
+// gate_math.cpp - the functions of device/math.cuh over an array, so that a test sees the very vector code of each instruction
+// set.
 #include "cpu/gate_math.h"
 
 #include "device/math.cuh"

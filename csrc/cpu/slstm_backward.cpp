@@ -60,8 +60,8 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const Tile& tile, cons
   Real* const dh_rec = dy + count * P;
   Real* const dc = dh_rec + count * P;
   Real* const dn = dc + count * P;
-  Real* const h = dn + count * P;        // (P)
-  Real* const initial = h + P;           // (2, P)
+  Real* const h = dn + count * P;  // (P)
+  Real* const initial = h + P;     // (2, P)
   fill(scratch, Real(0), count * 12 * P + 3 * P);
   for (int64_t r = 0; r < count; ++r) {
     const int64_t at = (tile.rows[r] * NH + head) * DH;

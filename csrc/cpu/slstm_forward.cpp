@@ -1,6 +1,7 @@
 // slstm_forward.cpp - S1-S3 over all steps of a tile, compiled once per instruction set (XLSTM_ISA names the namespace).
 //
 // Per step: gates = x + b + R h for all rows of the tile (product.h), then the cells of each row, vectorised over units.
+// Without a packed R, for a single step, R is read as it is.
 // Scratch per row, P padded units each: gates (4), h, c, n, m.  Units beyond DH hold zeros and never leave the scratch.
 #include "cpu/product.h"
 #include "cpu/slstm_rows.h"
@@ -78,7 +79,13 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, c
       }
       fill(gates + r * 4 * P, Real(0), 4 * P);
     }
-    product(active, h, P, DH, packed, 4 * P, gates, 4 * P);
+    if (packed) {
+      product(active, h, P, DH, packed, 4 * P, gates, 4 * P);
+    } else {
+      for (int64_t g = 0; g < 4; ++g) {
+        product_unpacked(active, h, P, DH, p.R + (g * NH + head) * DH * DH, DH, gates + g * P, 4 * P);
+      }
+    }
     for (int64_t r = 0; r < active; ++r) {
       const Position at = position(shape, tile.rows[r], t);
       Real* const row_gates = gates + r * 4 * P;

@@ -19,7 +19,8 @@ constexpr int64_t kUnitPadding = 16;
 constexpr int64_t padded_units(int64_t DH) { return (DH + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
 
 // pack lays out R of one head for the product of a step: 4 P P numbers, P = padded_units(DH).
-// run takes that, and scratch of scratch_size(P, tile.count) numbers, aligned to a cache line.
+// run takes that (forward: or null, for a single step), and scratch of scratch_size(P, tile.count) numbers, aligned to a cache
+// line.
 template <typename Real>
 struct ForwardKernels {
   void (*pack)(const slstm::ForwardParams<Real, Real>& p, int64_t head, Real* packed);

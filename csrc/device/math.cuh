@@ -14,7 +14,7 @@
 
 #include "device/language.cuh"
 
-namespace device {
+namespace xlstm::device {
 
 template <typename Real>
 struct Constants {
@@ -138,4 +138,4 @@ XLSTM_DEVICE Real sigmoid(Real x) {
   return (x < Real(0) ? e : Real(1)) * rcp_approx(Real(1) + e);
 }
 
-}  // namespace device
+}  // namespace xlstm::device

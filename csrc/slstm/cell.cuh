@@ -1,12 +1,13 @@
-// cell.cuh - one scalar sLSTM cell, forward and backward: pure functions used by every kernel, by the CPU backend and by the executor.
+// cell.cuh - one scalar sLSTM cell, forward and backward: pure functions used by every kernel, by the CPU backend and by the
+// executor.
 //
 //   raw = x + R h_ + b for gates i, f, z, o;   lf = log sigmoid(raw_f), or raw_f itself;   "_" marks the previous step
-//   m = raw_i if n_ = 0 else max(raw_i, lf + m_)                                                                        (S1)
-//   d = lf + m_ - raw_i, -inf if n_ = 0:   i' = exp(-d) if d > 0 else 1,   f' = 1 if d > 0 else exp(d)                    (S2)
-//   c = f' c_ + i' tanh(raw_z)    n = f' n_ + i'    h = o' c / n,  o' = sigmoid(raw_o);  h = 0 while n = 0                (S3)
+//   m = raw_i if n_ = 0 else max(raw_i, lf + m_)                                                                     (S1)
+//   d = lf + m_ - raw_i, -inf if n_ = 0:   i' = exp(-d) if d > 0 else 1,   f' = 1 if d > 0 else exp(d)               (S2)
+//   c = f' c_ + i' tanh(raw_z)    n = f' n_ + i'    h = o' c / n,  o' = sigmoid(raw_o);  h = 0 while n = 0           (S3)
 //   dc += dy o'/n    dn -= dy h/n
 //   dg_i = i' (z dc + dn)   dg_f = f' sigmoid(-raw_f) (dc c_ + dn n_)   dg_z = i' (1 - z^2) dc   dg_o = (1 - o') h dy
-//   dc_ = f' dc   dn_ = f' dn                                                                                           (S4)
+//   dc_ = f' dc   dn_ = f' dn                                                                                        (S4)
 //
 // S2 needs one exponential, because one of i', f' is always 1.  A fresh element (n = 0) carries m = kFresh, far below every
 // finite gate: S1 and S2 then come out right without a branch on n.  A gate below kFresh / 2 counts as -inf.
@@ -17,7 +18,7 @@
 #include "device/math.cuh"
 #include "slstm/params.h"
 
-namespace slstm {
+namespace xlstm::slstm {
 
 template <typename Real>
 constexpr Real kFresh = Real(-1e30);
@@ -62,17 +63,19 @@ XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, C
     u = ez * (r * po);
     w = eo * (r * pz);
   }
-  const Real kept_m = lf + state.m;
-  const bool forgotten = kept_m < none;
-  const Real d = forgotten ? Real(-INFINITY) : kept_m - raw_i;
+  // Whatever is forgotten sinks to 2 kFresh, a closed input gate to kFresh, so the difference has the right sign in all four
+  // cases.
+  const bool closed = raw_i < none;
+  const Real input_m = closed ? kFresh<Real> : raw_i;
+  const Real kept_m = lf + state.m < none ? 2 * kFresh<Real> : lf + state.m;
+  const Real d = kept_m - input_m;
   const Real e = device::exp2_approx(-log2e * device::absolute(d));
   const bool keep = d > Real(0);
-  const Real ip = raw_i < none ? Real(0) : keep ? e : Real(1), fp = keep ? Real(1) : e;
+  const Real ip = closed ? Real(0) : keep ? e : Real(1), fp = keep ? Real(1) : e;
   const Real z = device::with_sign(Real(1) - Real(2) * u, raw_z), o = raw_o < Real(0) ? w : Real(1) - w;
-  const Real m = keep ? kept_m : raw_i;
   state.c = fp * state.c + ip * z;
   state.n = fp * state.n + ip;
-  state.m = m < none ? kFresh<Real> : m;
+  state.m = keep ? kept_m : input_m;
   saved.d = d;
   saved.u = device::with_sign(u, raw_z);
   saved.w = device::with_sign(w, raw_o);
@@ -123,4 +126,4 @@ XLSTM_DEVICE void cell_backward(const CellCoefficients<Real>& k, Real dy, Real& 
   dn *= k.fp;
 }
 
-}  // namespace slstm
+}  // namespace xlstm::slstm

@@ -114,6 +114,8 @@ def slstm(
 def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate: str, backend: str) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step`, without gradients; returns h and the new h, c, n, m."""
     operands = x.unsqueeze(1), R, b, *state, None, None, forget_gate, False
-    # Eagerly, the op's dispatch would cost more than the step itself.
-    forward = _forward(*operands, backend) if torch.compiler.is_compiling() else _implementation(backend).forward(*operands)
-    return forward[0].squeeze(1), forward[1:5]
+    if torch.compiler.is_compiling():
+        out, *last, _, _ = _forward(*operands, backend)
+    else:  # the op's dispatch would cost more than the step itself
+        out, *last, _, _ = _implementation(backend).forward(*operands, single_step=True)
+    return out.squeeze(1), tuple(last)

@@ -33,8 +33,12 @@ def forward(
     cu_seqlens: Tensor | None,
     forget_gate: str,
     save: bool,
+    single_step: bool = False,
 ) -> tuple[Tensor, ...]:
-    """h in x's dtype, the final h, c, n, m, and the saved gates and cells (empty unless `save`)."""
+    """h in x's dtype, the final h, c, n, m, and the saved gates and cells (empty unless `save`).
+
+    `single_step` (S = 1) reads R as it lies instead of packing it first: faster for one step, and rounded in another order.
+    """
     B, S, _, NH, DH = x.shape
     dtype = state_dtype(x.dtype)
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -42,7 +46,7 @@ def forward(
     start = [_contiguous(s) for s in (h0, c0, n0, m0)]
     cu_seqlens = _contiguous(cu_seqlens)
     h = torch.empty((B, S, NH, DH), dtype=dtype)
-    last = torch.empty((4, N, NH, DH), dtype=dtype).unbind(0)
+    last = [torch.empty((N, NH, DH), dtype=dtype) for _ in range(4)]
     gates, cells = (torch.empty(shape if save else 0, dtype=dtype) for shape in saved_shapes(B, S, NH, DH))
     _FORWARD[dtype](
         shape=_shape(N, S, NH, DH, reset, cu_seqlens, forget_gate),
@@ -61,6 +65,7 @@ def forward(
         m_last=last[3].data_ptr(),
         saved_gates=gates.data_ptr(),
         saved_cells=cells.data_ptr(),
+        single_step=single_step,
         threads=torch.get_num_threads(),
     )
     return h.to(x.dtype), *last, gates, cells

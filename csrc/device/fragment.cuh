@@ -1,0 +1,39 @@
+// fragment.cuh - which (row, column) of a tile an element of a register fragment is: written here once, nowhere else.
+// Kernels visit elements as on paper: for_each_c(lane, [&](int i, int row, int column) { d[i] ... }).
+#pragma once
+#include "device/kernel.cuh"
+
+namespace xlstm::device {
+
+struct Coordinate {
+  int row, column;
+};
+
+// m16n8 accumulator (float32), elements 0..3 (PTX ISA 9.7.14.5.8)
+XLSTM_DEVICE Coordinate c_coordinate(int lane, int i) { return {lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2}; }
+// m16n8k16 operand a, 16 x 16, elements 0..7, two to a register
+XLSTM_DEVICE Coordinate a_coordinate(int lane, int i) { return {lane / 4 + 8 * (i / 2 % 2), lane % 4 * 2 + i % 2 + 8 * (i / 4)}; }
+// m16n8k16 operand b, 16 (k) x 8 (n), elements 0..3, two to a register
+XLSTM_DEVICE Coordinate b_coordinate(int lane, int i) { return {lane % 4 * 2 + i % 2 + 8 * (i / 2), lane / 4}; }
+// m16n8k8 .tf32 operands: a 16 x 8, elements 0..3; b 8 (k) x 8 (n), elements 0..1
+XLSTM_DEVICE Coordinate a_tf32_coordinate(int lane, int i) { return {lane / 4 + 8 * (i % 2), lane % 4 + 4 * (i / 2)}; }
+XLSTM_DEVICE Coordinate b_tf32_coordinate(int lane, int i) { return {lane % 4 + 4 * i, lane / 4}; }
+
+// visit(element, row, column) for the elements of a 16 x 8 accumulator that this lane holds.
+template <class Visit>
+XLSTM_DEVICE void for_each_c(int lane, Visit&& visit) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Coordinate at = c_coordinate(lane, i);
+    visit(i, at.row, at.column);
+  }
+}
+
+// The addresses that lanes hand to ldmatrix. Operand a of m16n8k16 from a row-major 16 x 16 tile: ldmatrix_x4.
+XLSTM_DEVICE Coordinate a_ldmatrix_row(int lane) { return {lane % 16, lane / 16 * 8}; }
+// Two operands b (n 0-7 and n 8-15) from a tile that stores b transposed, 16 (n) x 16 (k): ldmatrix_x4; registers {0,1}, {2,3}.
+XLSTM_DEVICE Coordinate b_ldmatrix_row(int lane) { return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8}; }
+// Two operands b from a row-major 16 (k) x 16 (n) tile: ldmatrix_x4_trans; registers {0,1}, {2,3}.
+XLSTM_DEVICE Coordinate b_ldmatrix_trans_row(int lane) { return {lane % 16, lane / 16 * 8}; }
+
+}  // namespace xlstm::device

@@ -1,0 +1,77 @@
+// vector.cuh - up to 16 bytes per access where the address allows it, element by element where it does not or at a ragged tail.
+#pragma once
+#include "device/kernel.cuh"
+
+namespace xlstm::device {
+
+namespace detail {
+template <int Bytes>
+struct Word;
+template <>
+struct Word<2> {
+  using type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+}  // namespace detail
+
+// values[j] = source[j] for j < count, 0 beyond: one access when count is N and the address is a multiple of N elements.
+template <int N, class T>
+XLSTM_DEVICE void load_vector(T (&values)[N], const T* source, int count = N XLSTM_SITE) {
+  constexpr int kBytes = N * int(sizeof(T));
+  using Word = typename detail::Word<kBytes>::type;
+  if (count >= N && reinterpret_cast<uintptr_t>(source) % kBytes == 0) {
+#ifdef __CUDACC__
+    union {
+      Word word;
+      T elements[N];
+    } both;
+    both.word = *reinterpret_cast<const Word*>(source);
+#pragma unroll
+    for (int j = 0; j < N; ++j) values[j] = both.elements[j];
+#else
+    static_assert(sizeof(Word) == kBytes, "");
+    simt::vector_load(values, source, kBytes, site);
+#endif
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j) values[j] = j < count ? source[j] : T(0.0f);
+}
+
+// destination[j] = values[j] for j < count.
+template <int N, class T>
+XLSTM_DEVICE void store_vector(T* destination, const T (&values)[N], int count = N XLSTM_SITE) {
+  constexpr int kBytes = N * int(sizeof(T));
+  using Word = typename detail::Word<kBytes>::type;
+  if (count >= N && reinterpret_cast<uintptr_t>(destination) % kBytes == 0) {
+#ifdef __CUDACC__
+    union {
+      Word word;
+      T elements[N];
+    } both;
+#pragma unroll
+    for (int j = 0; j < N; ++j) both.elements[j] = values[j];
+    *reinterpret_cast<Word*>(destination) = both.word;
+#else
+    static_assert(sizeof(Word) == kBytes, "");
+    simt::vector_store(destination, values, kBytes, site);
+#endif
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j)
+    if (j < count) destination[j] = values[j];
+}
+
+}  // namespace xlstm::device
