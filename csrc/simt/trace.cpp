@@ -119,7 +119,8 @@ void trace_block_synchronised(Block& block) {
   HOOK(__tsan_unaligned_read##n, n, xlstm::simt::kRead) \
   HOOK(__tsan_unaligned_write##n, n, xlstm::simt::kWrite)
 HOOKS(1)
-HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
+HOOKS(2)
+HOOKS(4) HOOKS(8) HOOKS(16) UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
 #define RANGE_HOOK(name, flags)                                                                       \
   extern "C" __attribute__((visibility("hidden"))) void name(void* p, unsigned long bytes) {          \
     if (xlstm::simt::tracing && bytes)                                                                \
