@@ -130,8 +130,8 @@ UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
     // clang-format off
 RANGE_HOOK(__tsan_read_range, xlstm::simt::kRead)
 RANGE_HOOK(__tsan_write_range, xlstm::simt::kWrite)
-    // clang-format on
-    extern "C" {
+extern "C" {
+  // clang-format on
   __attribute__((visibility("hidden"))) void __tsan_init() {}
   __attribute__((visibility("hidden"))) void __tsan_func_entry(void*) {}
   __attribute__((visibility("hidden"))) void __tsan_func_exit() {}
