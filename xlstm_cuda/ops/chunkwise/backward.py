@@ -82,26 +82,23 @@ def _backward_rows(
     for group, (C, n) in zip(reversed(groups), reversed(starts)):
         Qg, Kg, Vg, rdHg = Q[group], K[group], V[group], rdH[group]
         w, u, g = (x[group].to(dtype) for x in (gates.w, gates.u, gates.g))
-        wK, uQ = Kg * w.unsqueeze(-1), Qg * u.unsqueeze(-1)
-        Cs, ns = states_forward(C, n, bmm(wK.transpose(-1, -2), Vg), wK.sum(-2), g)
+        Cs, ns = states_forward(C, n, Kg, Vg, w, g)
         W = weights(gates, group, dtype)
         P = bmm(Qg, Kg.transpose(-1, -2)).mul_(W)
         dP = bmm(rdHg, Vg.transpose(-1, -2))
-        n_update = torch.zeros_like(ns[1:])
-        if delta is not None:
-            rdelta = (r[group] * delta[group]).unsqueeze(-1)
-            dP.add_(rdelta)
-            n_update = (rdelta * uQ).sum(-2)
+        rdelta = None if delta is None else r[group] * delta[group]
+        if rdelta is not None:
+            dP.add_(rdelta.unsqueeze(-1))
         dP.mul_(W)
-        dCs, dns = states_reverse(dC, dn, bmm(uQ.transpose(-1, -2), rdHg), n_update, g)
+        dCs, dns = states_reverse(dC, dn, Qg, rdHg, rdelta, u, g)
 
         from_start = bmm(rdHg, Cs[:-1].transpose(-1, -2))
-        if delta is not None:
-            from_start.addcmul_(rdelta, ns[:-1].unsqueeze(-2))
+        if rdelta is not None:
+            from_start.addcmul_(rdelta.unsqueeze(-1), ns[:-1].unsqueeze(-2))
         dQ[group] = bmm(dP, Kg).addcmul_(from_start, u.unsqueeze(-1))
         to_end = bmm(Vg, dCs[1:].transpose(-1, -2)).add_(dns[1:].unsqueeze(-2))
         dK[group] = bmm(dP.transpose(-1, -2), Qg).addcmul_(to_end, w.unsqueeze(-1))
-        dV[group] = bmm(P.transpose(-1, -2), rdHg).add_(bmm(wK, dCs[1:]))
+        dV[group] = bmm(P.transpose(-1, -2), rdHg).add_(bmm(Kg * w.unsqueeze(-1), dCs[1:]))
         border[group] = ((Cs[1:] * dCs[1:]).sum((-1, -2)) + (ns[1:] * dns[1:]).sum(-1)).double()
         dC, dn = dCs[0], dns[0]
 
@@ -119,9 +116,8 @@ def _group_starts(K: Tensor, V: Tensor, gates: Gates, groups: list[slice], C: Te
     """C, n at the start of every group, by the same updates as the forward walk."""
     starts = [(C, n)]
     for group in groups[:-1]:
-        wK = K[group] * gates.w[group].to(K.dtype).unsqueeze(-1)
-        update = bmm(wK.transpose(-1, -2), V[group])
-        Cs, ns = states_forward(*starts[-1], update, wK.sum(-2), gates.g[group].to(K.dtype))
+        w, g = gates.w[group].to(K.dtype), gates.g[group].to(K.dtype)
+        Cs, ns = states_forward(*starts[-1], K[group], V[group], w, g)
         starts.append((Cs[-1], ns[-1]))
     return starts
 

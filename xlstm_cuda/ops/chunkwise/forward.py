@@ -45,9 +45,7 @@ def _forward_rows(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial
 
     for group in layout.groups(DHQK, DHHV, V.element_size()):
         Qg, Kg, Vg = Q[group], K[group], V[group]
-        wK = Kg * gates.w[group].to(dtype).unsqueeze(-1)
-        g = gates.g[group].to(dtype)
-        Cs, ns = states_forward(C, n, bmm(wK.transpose(-1, -2), Vg), wK.sum(-2), g)  # (M2), chunk by chunk
+        Cs, ns = states_forward(C, n, Kg, Vg, gates.w[group].to(dtype), gates.g[group].to(dtype))
         P = bmm(Qg, Kg.transpose(-1, -2)).mul_(weights(gates, group, dtype))
         u = gates.u[group].to(dtype)
         numerator = bmm(P, Vg).addcmul_(bmm(Qg, Cs[:-1]), u.unsqueeze(-1))

@@ -8,8 +8,13 @@ from torch import Tensor
 State = tuple[Tensor, Tensor, Tensor]  # C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)
 
 
-def states_forward(C: Tensor, n: Tensor, update: Tensor, n_update: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """States at every chunk border of a group, (G+1, R, DHQK, DHHV) and (G+1, R, DHQK); update (G, R, ...), g (G, R)."""
+def states_forward(C: Tensor, n: Tensor, K: Tensor, V: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """(M2) chunk by chunk: C, n at every border of a group, (G+1, R, DHQK, DHHV) and (G+1, R, DHQK).
+
+    C, n: at the group's start. K (G, R, L, DHQK), V (G, R, L, DHHV), w (G, R, L), g (G, R).
+    """
+    update = bmm((K * w.unsqueeze(-1)).transpose(-1, -2), V)
+    n_update = bmm(w.unsqueeze(-2), K).squeeze(-2)  # a matmul, because sum(-2) depends on the batch in its last bits
     Cs, ns = update.new_empty(len(g) + 1, *C.shape), n_update.new_empty(len(g) + 1, *n.shape)
     Cs[0], ns[0] = C, n
     for k in range(len(g)):
@@ -18,10 +23,17 @@ def states_forward(C: Tensor, n: Tensor, update: Tensor, n_update: Tensor, g: Te
     return Cs, ns
 
 
-def states_reverse(dC: Tensor, dn: Tensor, update: Tensor, n_update: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the states at every chunk border of a group, from those at its end; shapes as in `states_forward`."""
-    dCs, dns = update.new_empty(len(g) + 1, *dC.shape), n_update.new_empty(len(g) + 1, *dn.shape)
+def states_reverse(
+    dC: Tensor, dn: Tensor, Q: Tensor, rdH: Tensor, rdelta: Tensor | None, u: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor]:
+    """dC, dn at every border of a group, from those at its end; shapes as in `states_forward`.
+
+    Q (G, R, L, DHQK); rdH (G, R, L, DHHV) and rdelta (G, R, L): r times dH and delta; u (G, R, L), g (G, R).
+    """
+    update = bmm((Q * u.unsqueeze(-1)).transpose(-1, -2), rdH)
+    dCs, dns = update.new_empty(len(g) + 1, *dC.shape), Q.new_empty(len(g) + 1, *dn.shape)
     dCs[-1], dns[-1] = dC, dn
+    n_update = Q.new_zeros(len(g), *dn.shape) if rdelta is None else bmm((u * rdelta).unsqueeze(-2), Q).squeeze(-2)
     for k in reversed(range(len(g))):
         torch.addcmul(update[k], dCs[k + 1], g[k, :, None, None], out=dCs[k])
         torch.addcmul(n_update[k], dns[k + 1], g[k, :, None], out=dns[k])

@@ -1,0 +1,26 @@
+# The project's commands. Each runs on a machine without a GPU unless its line says otherwise.
+PYTHON ?= python
+CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
+
+.PHONY: help test lint format bench-cpu
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+test:  ## the default tests (10 minutes on 2 cores)
+	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+lint:  ## ruff, mypy, clang-format; pip install ".[lint]" first
+	ruff check --output-format concise .
+	ruff format --check .
+	mypy
+	clang-format --dry-run --Werror $(CSRC)
+
+format:  ## format Python and C++
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CSRC)
+
+bench-cpu:  ## the CPU backend against the official package and torch.nn.LSTM
+	$(PYTHON) bench/mlstm_cpu.py
+	$(PYTHON) bench/slstm_cpu.py
