@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise
+from . import chunkwise, mlstm_step_kernel
 from .chunkwise.states import State
 from .library import define, differentiable_once
 
@@ -131,7 +131,10 @@ def mlstm_step(
     backend: str,
 ) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
-    _only_cpu(backend)
+    if backend in ("cuda", "simt"):
+        return mlstm_step_kernel.mlstm_step(
+            q, k, v, i, f, state, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
+        )
     return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 
