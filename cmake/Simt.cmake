@@ -37,7 +37,7 @@ function(xlstm_simt_objects name)
   target_compile_options(${name} PRIVATE -Wall -Wextra -Wno-unknown-pragmas -g1)
 endfunction()
 
-xlstm_simt_objects(xlstm_simt_bindings csrc/bindings.cpp csrc/simt/selftest/bind.cpp)
+xlstm_simt_objects(xlstm_simt_bindings csrc/bindings.cpp csrc/mlstm/bind_sequence.cpp csrc/simt/selftest/bind.cpp)
 target_compile_definitions(xlstm_simt_bindings PRIVATE XLSTM_SIMT_MODULE XLSTM_SELFTEST)
 target_compile_options(xlstm_simt_bindings PRIVATE -O1)
 target_link_libraries(xlstm_simt_bindings PRIVATE pybind11::module)

@@ -16,6 +16,7 @@
 #endif
 #if defined(XLSTM_WITH_CUDA) || defined(XLSTM_SIMT_MODULE)
 #define XLSTM_WITH_KERNELS
+#include "mlstm/bind_sequence.h"
 #endif
 #ifdef XLSTM_SELFTEST
 #include "simt/selftest/bind.h"
@@ -98,6 +99,7 @@ void bind_kernels(py::module_& m) {
         py::arg("DHQK"), py::arg("DHHV"), py::arg("dtype"), py::arg("gate_dtype"), py::arg("q_strides"), py::arg("k_strides"),
         py::arg("v_strides"), py::arg("i_strides"), py::arg("f_strides"), py::arg("scale"), py::arg("igate"), py::arg("normalize"),
         py::arg("eps"), py::arg("stream"), "one token of the mLSTM, M1-M3; arguments as in mlstm::StepParams, tensors as addresses");
+  xlstm::mlstm::bind_sequence(m);
 }
 #endif
 

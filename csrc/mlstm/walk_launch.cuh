@@ -1,0 +1,44 @@
+// walk_launch.cuh - which tile a walk gets: the closed list of instantiations of walk.cuh.
+//
+//   L    c up to   C/BO/L/stages/threads
+//   64   64        64/64/64/2/128
+//   64   128       128/64/64/2/128
+//   64   256       256/64/64/1/256, two row passes
+//   32   256       256/64/32/2/256
+//   32   512       512/32/32/1/256
+// L is 64 when both head dims are at most 256, otherwise 32: the walks of a call share their records.
+#pragma once
+#include <string>
+
+#include "mlstm/walk.cuh"
+
+namespace xlstm::mlstm {
+
+template <class Visit>
+auto with_tile(int L, int c, Visit&& visit) {
+  if (L == 64) {
+    if (c <= 64) return visit(Tile<64, 64, 64, 2, 128>{});
+    if (c <= 128) return visit(Tile<128, 64, 64, 2, 128>{});
+    return visit(Tile<256, 64, 64, 1, 256, 4, 2>{});
+  }
+  if (c <= 256) return visit(Tile<256, 64, 32, 2, 256>{});
+  return visit(Tile<512, 32, 32, 1, 256>{});
+}
+
+template <class Element, WalkUse USE>
+void launch_walk(const char* name, const WalkParams& p, int L, void* stream) {
+  with_tile(L, p.c, [&](auto tile) {
+    using T = decltype(tile);
+    const int64_t blocks = p.sequences.N * p.sequences.NH * ((p.o + T::BO - 1) / T::BO);
+    if (blocks == 0) return;
+    if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
+    device::LaunchConfig config;
+    config.grid = dim3(unsigned(blocks));
+    config.block = dim3(T::THREADS);
+    config.shared_bytes = WalkShared<T>::BYTES;
+    config.stream = stream;
+    device::launch(config, name, walk_kernel<Element, T, USE>, p, chunk_slots(p.sequences, L));
+  });
+}
+
+}  // namespace xlstm::mlstm
