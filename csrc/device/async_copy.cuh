@@ -1,6 +1,6 @@
 // async_copy.cuh - cp.async: global to shared memory without registers, in groups that a thread commits and waits for.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

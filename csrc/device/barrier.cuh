@@ -1,6 +1,6 @@
 // barrier.cuh - named barriers of a block, and the barrier of a cooperative grid. (__syncthreads and __syncwarp keep their names.)
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 #ifdef __CUDACC__
 #include <cooperative_groups.h>

@@ -1,6 +1,6 @@
 // bulk.cuh - copies by the asynchronous proxy (sm_90): contiguous bulk loads, and 2-D tiles through tensor maps (TMA).
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 #ifdef __CUDACC__
 #include <cuda.h>

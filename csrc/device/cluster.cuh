@@ -1,6 +1,6 @@
 // cluster.cuh - thread block clusters (sm_90): rank, the cluster's barrier, and pointers into another block's shared memory.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

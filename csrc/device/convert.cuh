@@ -2,7 +2,7 @@
 #pragma once
 #include <cstring>
 
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

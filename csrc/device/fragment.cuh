@@ -1,7 +1,7 @@
 // fragment.cuh - which (row, column) of a tile an element of a register fragment is: written here once, nowhere else.
 // Kernels visit elements as on paper: for_each_c(lane, [&](int i, int row, int column) { d[i] ... }).
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

@@ -1,96 +1,11 @@
-// language.cuh - the words a kernel is written in, for nvcc and for g++ (which runs the kernel on csrc/simt).
-// Every header of this folder gives one function per PTX instruction, with its host twin beside it, so that both can be compared.
+// language.cuh - the words nvcc and g++ spell differently.
 #pragma once
-#include <cstdint>
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #ifdef __CUDACC__
+#define XLSTM_HOST_DEVICE __host__ __device__ __forceinline__
 #define XLSTM_DEVICE __device__ __forceinline__
-#define XLSTM_SHARED(name, ...) __shared__ ::xlstm::device::Identity<__VA_ARGS__> name
-#define XLSTM_SITE           // a last parameter: the caller's source line, for the executor's messages
-#define XLSTM_ONLY_SITE      // the same where there are no others
-#define XLSTM_FORWARD_SITE   // hands it on
-#define XLSTM_FORWARD_ONLY_SITE
-#ifdef __CUDA_ARCH__
-#define XLSTM_DEVICE_ARCH __CUDA_ARCH__  // 900 is sm_90; for kernels that need its instructions
 #else
-#define XLSTM_DEVICE_ARCH 0
-#endif
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define XLSTM_HAS_WGMMA 1
-#else
-#define XLSTM_HAS_WGMMA 0
-#endif
-#else
-#include "simt/cuda_builtins.h"
-#define XLSTM_DEVICE_ARCH 900
-#define XLSTM_HAS_WGMMA 1
+// always_inline: a file compiled for AVX-512 must not leave behind a shared copy that another CPU would run.
+#define XLSTM_HOST_DEVICE inline __attribute__((always_inline))
 #define XLSTM_DEVICE inline __attribute__((always_inline))
-// Static shared memory: XLSTM_SHARED(tile, float[32][33]). The local struct is one key per declaration and instantiation.
-#define XLSTM_SHARED(name, ...)                                                                        \
-  struct XlstmSharedKey_##name {};                                                                     \
-  auto& name = *static_cast<::xlstm::device::Identity<__VA_ARGS__>*>(::xlstm::simt::static_shared(     \
-      &::xlstm::simt::static_shared_key<XlstmSharedKey_##name>, sizeof(__VA_ARGS__),                   \
-      alignof(::xlstm::device::Identity<__VA_ARGS__>), #name))
-#define XLSTM_SITE , XLSTM_CALL_SITE
-#define XLSTM_ONLY_SITE XLSTM_CALL_SITE
-#define XLSTM_FORWARD_SITE , site
-#define XLSTM_FORWARD_ONLY_SITE site
 #endif
-
-namespace xlstm::device {
-
-namespace detail {
-template <class T>
-struct Identity {
-  using type = T;
-};
-}  // namespace detail
-template <class T>
-using Identity = typename detail::Identity<T>::type;  // lets a macro take a type with brackets and commas
-
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-// Dynamic shared memory, aligned to 1024 bytes; its size is LaunchConfig::shared_bytes.
-template <class T>
-XLSTM_DEVICE T* dynamic_shared() {
-#ifdef __CUDACC__
-  extern __shared__ __align__(1024) unsigned char xlstm_dynamic_shared[];
-  return reinterpret_cast<T*>(xlstm_dynamic_shared);
-#else
-  return static_cast<T*>(simt::dynamic_shared());
-#endif
-}
-
-// The 32-bit address that instructions on shared memory take.
-XLSTM_DEVICE uint32_t shared_address(const void* p) {
-#ifdef __CUDACC__
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-#else
-  return simt::shared_address(p);
-#endif
-}
-
-XLSTM_DEVICE unsigned lane_id() {
-#ifdef __CUDACC__
-  unsigned lane;
-  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
-  return lane;
-#else
-  return simt::lane_id();
-#endif
-}
-
-// The warp's number in its block (one-dimensional blocks), known to the compiler to be the same in all lanes.
-XLSTM_DEVICE unsigned warp_id(XLSTM_ONLY_SITE) {
-#ifdef __CUDACC__
-  return __shfl_sync(kAllLanes, threadIdx.x / 32, 0);
-#else
-  (void)site;
-  return threadIdx.x / 32;
-#endif
-}
-
-}  // namespace xlstm::device

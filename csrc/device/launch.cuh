@@ -1,7 +1,7 @@
 // launch.cuh - the only way a kernel is launched: grid, block, dynamic shared memory, stream, cluster, cooperative.
 // A launch that fails throws std::runtime_error with the kernel's name, CUDA's own words and the shape that was asked for.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>

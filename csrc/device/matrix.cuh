@@ -3,7 +3,7 @@
 #pragma once
 #include <type_traits>
 
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

@@ -2,7 +2,7 @@
 // of the cluster and counts its bytes on that block's barrier.
 #pragma once
 #include "device/cluster.cuh"
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

@@ -1,7 +1,7 @@
 // memory_order.cuh - flags in global memory by which one block tells another, in the same launch, that its data is there.
 // A release publishes what this thread has seen or written (after a barrier: the whole block); an acquire receives it.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

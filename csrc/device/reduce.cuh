@@ -1,6 +1,6 @@
 // reduce.cuh - sums, maxima and prefix sums over a warp or a block, always in the same order: the same input gives the same bits.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

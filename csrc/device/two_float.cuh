@@ -1,6 +1,6 @@
 // two_float.cuh - sums carried as an unevaluated pair high + low of float32: about 48 bits, for prefix sums of log gates.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

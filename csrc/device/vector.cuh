@@ -1,6 +1,6 @@
 // vector.cuh - up to 16 bytes per access where the address allows it, element by element where it does not or at a ragged tail.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

@@ -1,7 +1,7 @@
 // wgmma.cuh - asynchronous products of a warpgroup (sm_90a): bf16 operands through shared-memory descriptors or registers.
 // Only the shapes that were tried exist: N = 64 with both operands in shared memory, N = 32 with a in registers.
 #pragma once
-#include "device/language.cuh"
+#include "device/kernel.cuh"
 
 namespace xlstm::device {
 

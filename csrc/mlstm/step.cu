@@ -56,8 +56,9 @@ XLSTM_DEVICE Gates exponential_gates(float i, float f, float m) {
   return g;
 }
 
-XLSTM_DEVICE Gates sigmoid_gates(float i, float f) {
-  return {f == -INFINITY, device::sigmoid(f), device::sigmoid(i), 0.0f, 1.0f, 1.0f};
+// I = sigmoid(i), F = sigmoid(f), m' = 0; a state that comes with another gauge m is brought to this one.
+XLSTM_DEVICE Gates sigmoid_gates(float i, float f, float m) {
+  return {f == -INFINITY, expf(device::log_sigmoid(f) + m), device::sigmoid(i), 0.0f, 1.0f, 1.0f};
 }
 
 XLSTM_DEVICE float load_gate(const void* gate, ElementType element, int64_t at) {
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(StepParams p) {
   float* n_new = p.n_new + sequence * p.DHQK;
 
   const float i = load_gate(p.i, p.gate_element, offset(p.i_strides)), f = load_gate(p.f, p.gate_element, offset(p.f_strides));
-  const Gates gates = p.input_gate == InputGate::Exponential ? exponential_gates(i, f, p.m[sequence]) : sigmoid_gates(i, f);
+  const float m = p.m[sequence];
+  const Gates gates = p.input_gate == InputGate::Exponential ? exponential_gates(i, f, m) : sigmoid_gates(i, f, m);
   if (tile == 0 && threadIdx.x == 0) p.m_new[sequence] = gates.m;
 
   float qn = 0.0f;  // this thread's part of s q^T n'

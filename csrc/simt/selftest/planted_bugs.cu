@@ -1,5 +1,5 @@
 // planted_bugs.cu - kernels with one bug each, which the executor must name. Built for the executor alone.
-// BUG and PARTNER mark the lines that a report has to show; python_tests/test_simt_races.py reads them from this file.
+// Comments with a kernel's name mark the lines that a report has to show (python_tests/test_simt_races.py reads them here).
 #include "device/async_copy.cuh"
 #include "device/barrier.cuh"
 #include "device/cluster.cuh"
@@ -46,7 +46,10 @@ __global__ void divergent_warp(const uint32_t*, uint32_t*, int) {
 }
 __global__ void block_sum_in_branch(const uint32_t*, uint32_t* out, int) {
   XLSTM_SHARED(scratch, float[32]);
-  if (threadIdx.x < 32) out[threadIdx.x] = uint32_t(device::block_sum(1.0f, scratch));
+  if (threadIdx.x < 32)
+    out[threadIdx.x] = uint32_t(device::block_sum(1.0f, scratch));
+  else
+    __syncthreads();
 }
 __global__ void misaligned_row(const uint32_t*, uint32_t* out, int) {
   auto* rows = device::dynamic_shared<__nv_bfloat16>();
@@ -67,10 +70,10 @@ __global__ void spin_on_later_block(const uint32_t*, uint32_t* out, int) {
 }
 __global__ void too_many_arrivals(const uint32_t*, uint32_t*, int) {
   XLSTM_SHARED(barrier, uint64_t[1]);
-  if (threadIdx.x == 0) device::mbarrier_init(barrier, 200);
-  __syncthreads();
-  device::mbarrier_arrive(barrier);
-  device::mbarrier_arrive(barrier);
+  if (threadIdx.x != 0) return;
+  device::mbarrier_init(barrier, 1);
+  device::mbarrier_arrive_expect_bytes(barrier, 64);
+  device::mbarrier_arrive(barrier);  // the phase waits for bytes alone
 }
 __global__ void barrier_never_initialised(const uint32_t*, uint32_t*, int) {
   XLSTM_SHARED(barrier, uint64_t[1]);

@@ -1,0 +1,141 @@
+"""What the host executor says about a kernel with a bug: the error names kernel, barrier, threads and source line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simt_backends import run_primitive, skip_unless_usable
+
+from xlstm_cuda import simt
+
+BUGS = Path(__file__).parent.parent / "csrc/simt/selftest/planted_bugs.cu"
+
+
+@pytest.fixture(autouse=True)
+def executor():
+    skip_unless_usable("simt")
+
+
+def run(name: str, out_words: int = 400, n: int = 0, fill: int = 0, **options) -> np.ndarray:
+    with simt.options(**options):
+        return run_primitive("simt", name, np.arange(1024, dtype=np.uint32), out_words, n=n, fill=fill)
+
+
+def message(name: str, **options) -> str:
+    with pytest.raises(RuntimeError) as error:
+        run(name, **options)
+    assert name in str(error.value)
+    return str(error.value)
+
+
+def line_of(fragment: str, after: str) -> int:
+    """The line of planted_bugs.cu on which ``fragment`` first stands after ``after``."""
+    text = BUGS.read_text()
+    return text[: text.index(fragment, text.index(f"void {after}("))].count("\n") + 1
+
+
+@pytest.mark.parametrize("order", simt.ORDERS)
+def test_divergent_barrier_names_both_lines(order):
+    first = line_of("__syncthreads", "divergent_barrier")
+    text = message("divergent_barrier", order=order)
+    assert "divergent barrier" in text
+    assert {int(line) for line in re.findall(r"planted_bugs\.cu:(\d+)", text)} == {first, first + 2}
+
+
+def test_deadlock_names_barrier_threads_and_line():
+    text = message("barrier_not_reached")
+    line = line_of("named_barrier_sync", "barrier_not_reached")
+    assert "deadlock" in text and "threads 0-95 wait in bar.sync 3 (96 of 128 threads arrived)" in text
+    assert f"planted_bugs.cu:{line}" in text and "threads 96-127 have exited" in text
+
+
+def test_collective_inside_a_library_function_names_the_callers_line():
+    text = message("block_sum_in_branch", order="fifo")
+    assert f"planted_bugs.cu:{line_of('device::block_sum', 'block_sum_in_branch')}" in text
+
+
+def test_random_schedule_errors_name_the_seed():
+    assert "schedule random, seed 12345" in message("divergent_barrier", seed=12345)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("barrier_counts_differ", "threads, but"),
+        ("overlapping_masks", "overlapping masks"),
+        ("lane_exits_early", "exit"),
+        ("divergent_warp", "divergent warp"),
+        ("misaligned_row", "is not 16-byte aligned"),
+        ("copy_past_shared", "not in this block's shared memory"),
+        ("too_many_arrivals", "more arrivals than the barrier expects"),
+        ("barrier_never_initialised", "the mbarrier is not initialised"),
+        ("bytes_never_arrive", "mbarrier.try_wait parity 0"),
+        ("grid_sync_without_grid", "not cooperative"),
+        ("block_of_2048_threads", "2048 threads; the limit is 1024"),
+        ("shared_300_kib", "the limit of sm_90 is 232448"),
+        ("cooperative_4000_blocks", "a cooperative grid of 8000 blocks; sm_90 holds 264 of them at once"),
+        ("cluster_of_16", "the portable limit is 8"),
+        ("peer_has_exited", "has already exited"),
+    ],
+)
+def test_error_says(name, words):
+    text = message(name)
+    assert words in text
+    if "launch of" not in text:
+        assert "planted_bugs.cu:" in text or name == "peer_has_exited"
+
+
+def test_store_past_shared_memory_is_found_at_the_end_of_the_block():
+    assert "write past dynamic shared memory, whose size at launch was 2048 bytes" in message("store_past_shared", n=400)
+
+
+@pytest.mark.parametrize("order", simt.ORDERS)
+def test_spinning_on_a_block_that_cannot_run_is_a_livelock(order):
+    if order == "reverse":
+        pytest.skip("the later block runs first in this order")
+    with simt.options(order=order, seed=1):
+        assert "livelock" in message("spin_on_later_block")
+
+
+@pytest.mark.parametrize("sm", simt.ARCHITECTURES)
+def test_shared_memory_limit_of_each_architecture(sm):
+    for name, fits in (("shared_100_kib", sm in (80, 90)), ("shared_200_kib", sm == 90)):
+        if fits:
+            run(name, sm=sm)
+        else:
+            assert f"the limit of sm_{sm} is" in message(name, sm=sm)
+
+
+@pytest.mark.parametrize("name", ["stmatrix_x4", "mbarrier_ring", "bulk_load", "wgmma_shared", "cluster", "store_async_ring"])
+def test_instructions_of_sm90_are_refused_on_sm80(name):
+    with pytest.raises(RuntimeError, match=r"needs sm_90; the launch is for sm_80|sm_80 has no clusters"), simt.options(sm=80):
+        run_primitive("simt", name, np.zeros(4096, np.uint32), 8192, n=1)
+
+
+@pytest.mark.parametrize("landing", ["late", "early"])
+@pytest.mark.parametrize("name", ["copy_without_wait", "copy_without_commit"])
+def test_copy_that_nobody_waited_for_is_nan(name, landing):
+    out = run(name, 128, landing=landing).view(np.float32)
+    assert np.isnan(out).all() == (landing == "late")
+
+
+def test_shared_memory_starts_as_nan():
+    out = run("uninitialised_shared", 128)
+    assert (out[:16] == 1).all() and np.isnan(out[16:].view(np.float32)).all()
+
+
+def test_the_executor_is_usable_after_every_error():
+    for name in ("divergent_barrier", "barrier_not_reached", "divergent_warp", "bytes_never_arrive"):
+        message(name)
+        x = np.arange(1024, dtype=np.uint32)
+        assert (run_primitive("simt", "shared_transpose", x, 1024).reshape(32, 32) == x.reshape(32, 32).T).all()
+
+
+def test_unknown_options_name_what_is_accepted():
+    with pytest.raises(ValueError, match="order: got 'fast', expected one of 'fifo', 'reverse', 'lifo', 'random'"), simt.options(order="fast"):
+        pass
+    with pytest.raises(ValueError, match="sm: got 75, expected one of 80, 86, 89, 90"), simt.options(sm=75):
+        pass
