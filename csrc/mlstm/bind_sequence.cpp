@@ -59,7 +59,7 @@ void gates(Shape shape, Address cu_seqlens, int L, const std::string& gate_dtype
 void walk_from_python(const std::string& use, Shape shape, Address cu_seqlens, const std::string& dtype, int c, int o, Address A, Address B,
                       Address X, Address O, Strides A_strides, Strides B_strides, Strides X_strides, Strides O_strides, Address records,
                       bool normalize, float scale, float eps, Address state_start, Address vector_start, Address state_end, Address vector_end,
-                      Address dot, Address row_dot_with, Strides row_dot_strides, Address row_dots, Address stream) {
+                      int segments, Address segment_states, Address segment_vectors, Address dot, Address row_dot_with, Strides row_dot_strides, Address row_dots, Address stream) {
   WalkParams p{};
   p.sequences = sequences_of(shape, cu_seqlens), p.element = element_type(dtype), p.c = c, p.o = o;
   p.A = pointer(A), p.B = pointer(B), p.X = pointer(X), p.O = pointer(O);
@@ -68,6 +68,7 @@ void walk_from_python(const std::string& use, Shape shape, Address cu_seqlens, c
   p.records = pointer<float>(records), p.normalize = normalize, p.scale = scale, p.eps = eps;
   p.state_start = pointer<float>(state_start), p.vector_start = pointer<float>(vector_start);
   p.state_end = pointer<float>(state_end), p.vector_end = pointer<float>(vector_end), p.dot = pointer<float>(dot);
+  p.segments = segments, p.segment_states = pointer<float>(segment_states), p.segment_vectors = pointer<float>(segment_vectors);
   p.row_dot_with = pointer(row_dot_with), p.row_dot_strides = strides_of(row_dot_strides), p.row_dots = pointer<float>(row_dots);
   const WalkUse which = walk_use(use);
   const py::gil_scoped_release release;
@@ -113,7 +114,7 @@ void bind_sequence(py::module_& m) {
   m.def("mlstm_walk", &walk_from_python, py::kw_only(), py::arg("use"), py::arg("shape"), py::arg("cu_seqlens"), py::arg("dtype"), py::arg("c"),
         py::arg("o"), py::arg("A"), py::arg("B"), py::arg("X"), py::arg("O"), py::arg("A_strides"), py::arg("B_strides"), py::arg("X_strides"),
         py::arg("O_strides"), py::arg("records"), py::arg("normalize"), py::arg("scale"), py::arg("eps"), py::arg("state_start"),
-        py::arg("vector_start"), py::arg("state_end"), py::arg("vector_end"), py::arg("dot"), py::arg("row_dot_with"),
+        py::arg("vector_start"), py::arg("state_end"), py::arg("vector_end"), py::arg("segments"), py::arg("segment_states"), py::arg("segment_vectors"), py::arg("dot"), py::arg("row_dot_with"),
         py::arg("row_dot_strides"), py::arg("row_dots"), py::arg("stream"), "one walk: h, dq, dk or dv (WalkParams)");
   m.def("mlstm_row_dots", &row_dots_from_python, py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("D"), py::arg("dtype"),
         py::arg("x"), py::arg("y"), py::arg("x_strides"), py::arg("y_strides"), py::arg("out"), py::arg("stream"), "x.y of every step, float32");

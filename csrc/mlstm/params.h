@@ -89,6 +89,8 @@ struct WalkParams {
   float scale, eps;                        // H only
   const float *state_start, *vector_start; // (N, NH, DHQK, DHHV): C or dC; (N, NH, DHQK): n (H, DQ) or dn (DK). Null is 0.
   float *state_end, *vector_end;           // the same after the walk, or null
+  int segments;                            // of every sequence; more than 1 adds a pass that makes their first states
+  float *segment_states, *segment_vectors; // workspaces (segments - 1, N, NH, DHQK, DHHV) and (segments - 1, N, NH, DHQK)
   float* dot;                              // H: (B, NH, S), s q.n
   const void* row_dot_with;                // DQ: q, DK: k, (B, S, NH, o)
   StepStrides row_dot_strides;

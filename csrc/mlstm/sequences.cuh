@@ -39,4 +39,17 @@ XLSTM_DEVICE Chunk chunk_of_slot(const Sequences& s, int64_t slot, int L) {
   return {n, index, span, index * L < span.length};
 }
 
+struct Steps {  // of a walk: chunks in its own order, first to last or last to first
+  int first, end;
+};
+
+XLSTM_DEVICE Steps steps_of_segment(int chunks, int segments, int segment) {
+  const int each = (chunks + segments - 1) / segments, first = min(segment * each, chunks);
+  return {first, min(first + each, chunks)};
+}
+XLSTM_DEVICE Steps steps_before_last_segment(int chunks, int segments) {
+  const int each = (chunks + segments - 1) / segments;
+  return {0, each ? (chunks - 1) / each * each : 0};
+}
+
 }  // namespace xlstm::mlstm

@@ -15,6 +15,9 @@
 // With WC > 1 the parts of O are summed through shared memory, every warp keeping some tiles.
 // Shared memory: walk_tile.cuh. Precision: products of 16-bit operands, float32 sums; P, S and w X are rounded to 16 bits as
 // operands; n, delta and w as pairs of them where they stand alone.
+// Segments: with few sequences and heads, every walk is cut into segments of whole chunks that run side by side. The states they start
+// from come from a pass before (STATES_ONLY) that makes the same updates in the same order and nothing else: any number of segments
+// gives the same bits.
 // NaN or infinities in v must not reach earlier steps through the zeros of P: H looks at every fragment of X and leaves the fast path
 // for that key tile (see `across_causal_zeros`). Elsewhere P's zeros are selected, not multiplied.
 #pragma once
@@ -30,7 +33,7 @@ namespace xlstm::mlstm {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-template <class Element, class T, WalkUse USE>
+template <class Element, class T, WalkUse USE, bool STATES_ONLY>
 __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p, int64_t slots) {
   constexpr bool REVERSE = USE == WalkUse::DK || USE == WalkUse::DV, NORMALISES = USE == WalkUse::H;
   constexpr bool DELTA = USE == WalkUse::DQ || USE == WalkUse::DK, TRANSPOSED = DELTA;  // S is the transpose of the state in memory
@@ -46,9 +49,12 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   unsigned char* smem = device::dynamic_shared<unsigned char>();
   const int lane = int(threadIdx.x % 32), warp = int(device::warp_id()), group = lane / 4, quad = lane % 4, wo = warp % WO, wc = warp / WO;
   const int o_blocks = (p.o + BO - 1) / BO, o_block = int(blockIdx.x % o_blocks);
-  const int64_t row = blockIdx.x / o_blocks, n = row / p.sequences.NH, head = row % p.sequences.NH;
+  const int segments = STATES_ONLY ? 1 : p.segments, segment = int(blockIdx.x / o_blocks % segments);
+  const int64_t row = blockIdx.x / (int64_t(o_blocks) * segments), n = row / p.sequences.NH, head = row % p.sequences.NH;
   const Span span = span_of(p.sequences, n, L);
   const int chunks = int((span.length + L - 1) / L);
+  const Steps steps = STATES_ONLY ? steps_before_last_segment(chunks, p.segments) : steps_of_segment(chunks, segments, segment);
+  if (steps.first == steps.end && segment > 0) return;
   const auto start_of = [&](const void* tensor, StepStrides s) {
     return static_cast<const Element*>(tensor) + span.batch * s.batch + span.first * s.step + head * s.head;
   };
@@ -74,15 +80,20 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
       device::cp_async<16>(smem + Shared::RECORD + stage * Shared::RECORD_BYTES + u * 16, records + int64_t(k) * R::kFloats + u * 4);
   };
   const auto chunk_at = [&](int step) { return REVERSE ? chunks - 1 - step : step; };
-  if (chunks > 0) load_a(chunk_at(0), 0), load_rest(chunk_at(0), 0);
+  if (steps.first < steps.end) {
+    if (!STATES_ONLY) load_a(chunk_at(steps.first), 0);
+    load_rest(chunk_at(steps.first), 0);
+  }
   device::cp_async_commit();
 
-  // S^T, and beside it s (elements 0 and 1 of a row are its high and low part) or n (row 0 high, row 1 low part)
+  // S^T, and beside it s (column 0) or n (row 0). Column 1 and row 1 take what the low parts of delta and w add in this chunk.
   float S[MO][CW / 8][4];
   float s[DELTA ? MO : 1][4] = {};
   constexpr int NI = NORMALISES ? CW / 16 / WO : 1;
   float nv[2 * NI][4] = {};
-  const int64_t state_row = row * p.c * p.o;
+  const int64_t rows = p.sequences.N * p.sequences.NH, state_row = row * p.c * p.o, vector_size = NORMALISES ? p.c : p.o;
+  const float* state_start = segment == 0 ? p.state_start : p.segment_states + (segment - 1) * rows * p.c * p.o;
+  const float* vector_start = segment == 0 ? p.vector_start : p.segment_vectors + (segment - 1) * rows * vector_size;
   const int64_t c_stride = TRANSPOSED ? 1 : p.o, o_stride = TRANSPOSED ? p.c : 1;
 #pragma unroll
   for (int mo = 0; mo < MO; ++mo)
@@ -91,24 +102,53 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int o = o_warp + mo * 16 + group + (e >> 1) * 8, c = wc * CW + ct * 8 + 2 * quad + (e & 1);
-        S[mo][ct][e] = p.state_start && o < p.o && c < p.c ? p.state_start[state_row + c * c_stride + o * o_stride] : 0.0f;
+        S[mo][ct][e] = state_start && o < p.o && c < p.c ? state_start[state_row + c * c_stride + o * o_stride] : 0.0f;
       }
-  if (DELTA && p.vector_start && quad == 0)
+  if (DELTA && vector_start && quad == 0)
 #pragma unroll
     for (int mo = 0; mo < MO; ++mo)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int o = o_warp + mo * 16 + group + h * 8;
-        s[DELTA ? mo : 0][2 * h] = o < p.o ? p.vector_start[row * p.o + o] : 0.0f;
+        s[DELTA ? mo : 0][2 * h] = o < p.o ? vector_start[row * p.o + o] : 0.0f;
       }
-  if (NORMALISES && p.vector_start && group == 0)
+  if (NORMALISES && vector_start && group == 0)
 #pragma unroll
     for (int i = 0; i < 2 * NI; ++i)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int c = wc * CW + (i / 2 * WO + wo) * 16 + (i & 1) * 8 + 2 * quad + e;
-        nv[i][e] = c < p.c ? p.vector_start[row * p.c + c] : 0.0f;
+        nv[i][e] = c < p.c ? vector_start[row * p.c + c] : 0.0f;
       }
+
+  const auto store_state = [&](float* state, float* vector) {  // either may be null
+    if (state)
+#pragma unroll
+      for (int mo = 0; mo < MO; ++mo)
+#pragma unroll
+        for (int ct = 0; ct < CW / 8; ++ct)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int o = o_warp + mo * 16 + group + (e >> 1) * 8, c = wc * CW + ct * 8 + 2 * quad + (e & 1);
+            if (o < p.o && c < p.c) state[state_row + c * c_stride + o * o_stride] = S[mo][ct][e];
+          }
+    if (DELTA && vector && wc == 0 && quad == 0)
+#pragma unroll
+      for (int mo = 0; mo < MO; ++mo)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int o = o_warp + mo * 16 + group + h * 8;
+          if (o < p.o) vector[row * p.o + o] = s[DELTA ? mo : 0][2 * h];
+        }
+    if (NORMALISES && vector && o_block == 0)
+#pragma unroll
+      for (int i = 0; i < 2 * NI; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int c = wc * CW + (i / 2 * WO + wo) * 16 + (i & 1) * 8 + 2 * quad + e;
+          if (group == 0 && c < p.c) vector[row * p.c + c] = nv[i][e];
+        }
+  };
 
   float* row_sums = reinterpret_cast<float*>(smem + Shared::ROW_SUMS);
   const auto store_row_dots = [&](int k) {  // of a chunk that every warp has finished
@@ -122,20 +162,24 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   };
 
 #pragma unroll 1
-  for (int step = 0; step < chunks; ++step) {
-    const int stage = T::STAGES == 2 ? step & 1 : 0, k = chunk_at(step);
+  for (int step = steps.first; step < steps.end; ++step) {
+    const int stage = T::STAGES == 2 ? (step - steps.first) & 1 : 0, k = chunk_at(step);
+    const bool more = step + 1 < steps.end;
     device::cp_async_wait<0>();
     __syncthreads();  // chunk k is here; everyone has left the chunk before
-    if (T::STAGES == 2 && step + 1 < chunks) load_a(chunk_at(step + 1), stage ^ 1), load_rest(chunk_at(step + 1), stage ^ 1);
+    if (T::STAGES == 2 && more) {
+      if (!STATES_ONLY) load_a(chunk_at(step + 1), stage ^ 1);
+      load_rest(chunk_at(step + 1), stage ^ 1);
+    }
     if (T::STAGES == 2) device::cp_async_commit();
-    if (DELTA && step > 0) store_row_dots(chunk_at(step - 1));
+    if (DELTA && !STATES_ONLY && step > steps.first) store_row_dots(chunk_at(step - 1));
     const float* record = reinterpret_cast<const float*>(smem + Shared::RECORD + stage * Shared::RECORD_BYTES);
     const int a_stage = Shared::A + stage * Shared::A_BYTES, b_stage = Shared::B + stage * Shared::A_BYTES, x_stage = Shared::X + stage * Shared::X_BYTES;
     const float g = record[R::kG];
 
     // ---- P, one job at a time
 #pragma unroll 1
-    for (int job = warp; job < T::JOBS; job += T::WARPS) {
+    for (int job = STATES_ONLY ? T::JOBS : warp; job < T::JOBS; job += T::WARPS) {
       const int job_row = T::JOB_ROW >> 4 * job & 15, job_key = T::JOB_KEY >> 4 * job & 15;
       const int m = REVERSE ? MT - 1 - job_row : job_row, n0 = REVERSE ? NT - PN - job_key : job_key;
       const int width = min(PN, 2 * job_row + 2 - job_key);  // tiles of the job inside the triangle
@@ -201,8 +245,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         }
     }
 
-    // ---- q.n over this warp's columns: operand b has n in columns 0 (high part) and 2 (what its rounding lost), the low part in 1
-    if constexpr (NORMALISES) {
+    // ---- q.n over this warp's columns: operand b has n in columns 0 and 2 (what the rounding of column 0 lost)
+    if constexpr (NORMALISES && !STATES_ONLY) {
       float qn[MT][4] = {};
 #pragma unroll
       for (int i = 0; i < NI; ++i) {
@@ -264,7 +308,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
       if constexpr (DELTA)
 #pragma unroll
         for (int i = 0; i < OT; ++i) {
-          const float v = s[i / 2][2 * (i & 1)] + s[i / 2][2 * (i & 1) + 1];
+          const float v = s[i / 2][2 * (i & 1)];
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             s_column[i][e] = __shfl_sync(device::kAllLanes, v, (2 * quad + e) * 4);
@@ -306,7 +350,9 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
             device::ldmatrix_x4(a, smem + Shared::P + moved<L>(p_lane, kt * 16) + (pass * MR + mt) * 16 * L * 2);
 #pragma unroll
             for (int mo = 0; mo < MO; ++mo) {
-              const uint32_t(&b)[4] = pass * MR + mt == kt ? x_diagonal[mo] : x[mo];
+              uint32_t b[4];
+#pragma unroll
+              for (int e = 0; e < 4; ++e) b[e] = pass * MR + mt == kt ? x_diagonal[mo][e] : x[mo][e];
               device::mma_m16n8k16<Element>(acc[mt][2 * mo], a, {b[0], b[1]});
               device::mma_m16n8k16<Element>(acc[mt][2 * mo + 1], a, {b[2], b[3]});
             }
@@ -398,6 +444,20 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         for (int mo = 0; mo < MO; ++mo) device::mma_m16n8k16<Element>(s[mo], wx[mo], d);
       }
     };
+    // s and n after the chunk as one float32 each, as they would be in memory: a border between calls or segments changes no bit.
+    const auto join_parts = [&] {
+#pragma unroll
+      for (int mo = 0; mo < (DELTA ? MO : 0); ++mo)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) s[mo][2 * h] += s[mo][2 * h + 1], s[mo][2 * h + 1] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < (NORMALISES ? 2 * NI : 0); ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float rest = __shfl_down_sync(device::kAllLanes, nv[i][e], 4);
+          nv[i][e] = group == 0 ? nv[i][e] + rest : 0.0f;
+        }
+    };
     float inverse[NORMALISES ? L / 32 : 1];  // of the denominator, row t = 32 i + lane
     const auto normaliser = [&] {
 #pragma unroll
@@ -452,7 +512,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
             const float *x0 = &acc[mt][2 * mo][2 * h], *x1 = &acc[mt][2 * mo + 1][2 * h];
             const uint32_t v0 = device::pack<Element>(x0[0] * y, x0[1] * y), v1 = device::pack<Element>(x1[0] * y, x1[1] * y);
             const int i = mt * OT + 2 * mo;
-            const auto times = [](uint32_t pair, const float* x) { return device::low_half<Element>(pair) * x[0] + device::high_half<Element>(pair) * x[1]; };
+            const auto times = [](uint32_t pair, float x, float y) { return device::low_half<Element>(pair) * x + device::high_half<Element>(pair) * y; };
             const Element* dot_with = nullptr;
             if constexpr (DELTA) dot_with = start_of(p.row_dot_with, p.row_dot_strides) + step_t * p.row_dot_strides.step;
             if constexpr (T::KEPT >= 2) {  // swapped with the neighbour: 8 bytes per lane, 32 bytes per row
@@ -464,13 +524,13 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
               if constexpr (DELTA) {
                 const uint2 pairs = inside ? *reinterpret_cast<const uint2*>(dot_with + o) : make_uint2(0u, 0u);
                 const uint32_t other = __shfl_xor_sync(device::kAllLanes, odd ? pairs.x : pairs.y, 1);
-                dot += times(odd ? other : pairs.x, x0) + times(odd ? pairs.y : other, x1);
+                dot += times(odd ? other : pairs.x, x0[0], x0[1]) + times(odd ? pairs.y : other, x1[0], x1[1]);
               }
             } else {
               const int kept = i / T::KEPT == wc ? 0 : (i + 1) / T::KEPT == wc ? 1 : -1, o = o_warp + mo * 16 + kept * 8 + 2 * quad;
               if (kept < 0 || !real || o >= p.o) continue;
               *reinterpret_cast<uint32_t*>(O + step_t * p.O_strides.step + o) = kept ? v1 : v0;
-              if constexpr (DELTA) dot += times(*reinterpret_cast<const uint32_t*>(dot_with + o), kept ? x1 : x0);
+              if constexpr (DELTA) dot += times(*reinterpret_cast<const uint32_t*>(dot_with + o), kept ? x1[0] : x0[0], kept ? x1[1] : x0[1]);
             }
           }
           if constexpr (DELTA) {
@@ -481,11 +541,36 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         }
     };
 
-    if constexpr (T::ROW_PASSES == 1) {
+    if constexpr (STATES_ONLY) {
+#pragma unroll
+      for (int mo = 0; mo < MO; ++mo)
+#pragma unroll
+        for (int ct = 0; ct < CW / 8; ++ct)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) S[mo][ct][e] *= g;
+#pragma unroll
+      for (int mo = 0; mo < (DELTA ? MO : 0); ++mo)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[mo][e] *= g;
+#pragma unroll
+      for (int i = 0; i < (NORMALISES ? 2 * NI : 0); ++i) nv[i][0] *= g, nv[i][1] *= g;
+#pragma unroll 1
+      for (int kt = 0; kt < MT; ++kt) {
+        uint32_t x[MO][4];
+        x_fragments(x, kt);
+        update(kt, x);
+      }
+      join_parts();
+      const int per_segment = steps_of_segment(chunks, p.segments, 0).end;
+      if ((step + 1) % per_segment == 0) {
+        const int64_t border = (step + 1) / per_segment - 1;
+        store_state(p.segment_states + border * rows * p.c * p.o, p.segment_vectors + border * rows * vector_size);
+      }
+    } else if constexpr (T::ROW_PASSES == 1) {
       float acc[MR][OT][4] = {};
       from_state(acc, 0);
       __syncthreads();  // P is complete; A is free
-      if (T::STAGES == 1 && step + 1 < chunks) load_a(chunk_at(step + 1), 0);
+      if (T::STAGES == 1 && more) load_a(chunk_at(step + 1), 0);
 #pragma unroll
       for (int kt = 0; kt < MT; ++kt) {
         uint32_t x[MO][4];
@@ -518,46 +603,21 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         update(kt, x);
       }
     }
+    if constexpr (!STATES_ONLY) join_parts();
     if constexpr (T::STAGES == 1) {
       __syncthreads();  // B, X and the record are free
-      if (T::ROW_PASSES > 1 && step + 1 < chunks) load_a(chunk_at(step + 1), 0);
-      if (step + 1 < chunks) load_rest(chunk_at(step + 1), 0);
+      if (T::ROW_PASSES > 1 && !STATES_ONLY && more) load_a(chunk_at(step + 1), 0);
+      if (more) load_rest(chunk_at(step + 1), 0);
       device::cp_async_commit();
     }
   }
-  if (DELTA && chunks > 0) {
+  if (STATES_ONLY) return;
+  if (DELTA && steps.first < steps.end) {
     __syncthreads();
-    store_row_dots(chunk_at(chunks - 1));
+    store_row_dots(chunk_at(steps.end - 1));
   }
+  if (steps.end == chunks) store_state(p.state_end, p.vector_end);
 
-  // ---- the state after the walk
-  if (p.state_end)
-#pragma unroll
-    for (int mo = 0; mo < MO; ++mo)
-#pragma unroll
-      for (int ct = 0; ct < CW / 8; ++ct)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int o = o_warp + mo * 16 + group + (e >> 1) * 8, c = wc * CW + ct * 8 + 2 * quad + (e & 1);
-          if (o < p.o && c < p.c) p.state_end[state_row + c * c_stride + o * o_stride] = S[mo][ct][e];
-        }
-  if (DELTA && p.vector_end && wc == 0 && quad == 0)
-#pragma unroll
-    for (int mo = 0; mo < MO; ++mo)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int o = o_warp + mo * 16 + group + h * 8;
-        if (o < p.o) p.vector_end[row * p.o + o] = s[DELTA ? mo : 0][2 * h] + s[DELTA ? mo : 0][2 * h + 1];
-      }
-  if (NORMALISES && p.vector_end && o_block == 0)
-#pragma unroll
-    for (int i = 0; i < 2 * NI; ++i)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int c = wc * CW + (i / 2 * WO + wo) * 16 + (i & 1) * 8 + 2 * quad + e;
-        const float v = nv[i][e] + __shfl_down_sync(device::kAllLanes, nv[i][e], 4);
-        if (group == 0 && c < p.c) p.vector_end[row * p.c + c] = v;
-      }
 }
 
 }  // namespace xlstm::mlstm

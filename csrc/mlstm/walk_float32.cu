@@ -1,5 +1,6 @@
 // walk_float32.cu - the four walks in float32; equations and mapping: walk_float32.cuh.
 #include <stdexcept>
+#include <string>
 
 #include "mlstm/walk_float32.cuh"
 #include "mlstm/walks.h"
@@ -8,16 +9,21 @@ namespace xlstm::mlstm {
 namespace {
 
 template <WalkUse USE>
-void launch(const char* name, const WalkParams& p, void* stream) {
-  const int64_t blocks = p.sequences.N * p.sequences.NH * ((p.o + Float32Tile::BO - 1) / Float32Tile::BO);
-  if (blocks == 0) return;
-  if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
+void launch(const std::string& name, const WalkParams& p, void* stream) {
+  const int64_t tiles = p.sequences.N * p.sequences.NH * ((p.o + Float32Tile::BO - 1) / Float32Tile::BO);
+  if (tiles == 0) return;
+  if (tiles * p.segments > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
   device::LaunchConfig config;
-  config.grid = dim3(unsigned(blocks));
   config.block = dim3(Float32Tile::THREADS);
   config.shared_bytes = Float32Shared::bytes(p.c);
   config.stream = stream;
-  device::launch(config, name, walk_float32_kernel<USE>, p, chunk_slots(p.sequences, Float32Tile::L));
+  const int64_t slots = chunk_slots(p.sequences, Float32Tile::L);
+  if (p.segments > 1) {
+    config.grid = dim3(unsigned(tiles));
+    device::launch(config, (name + " states").c_str(), walk_float32_kernel<USE, true>, p, slots);
+  }
+  config.grid = dim3(unsigned(tiles * p.segments));
+  device::launch(config, name.c_str(), walk_float32_kernel<USE, false>, p, slots);
 }
 
 }  // namespace

@@ -52,8 +52,8 @@ XLSTM_DEVICE float sum_of_8_lanes(float x) {
   return x;
 }
 
-template <WalkUse USE>
-__global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(const WalkParams p, int64_t slots) {
+template <WalkUse USE, bool STATES_ONLY>
+__global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(const WalkParams p, int64_t slots) {
   constexpr bool REVERSE = USE == WalkUse::DK || USE == WalkUse::DV, NORMALISES = USE == WalkUse::H;
   constexpr bool DELTA = USE == WalkUse::DQ || USE == WalkUse::DK, TRANSPOSED = DELTA;  // S is the transpose of the state in memory
   using T = Float32Tile;
@@ -67,9 +67,15 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
   float(*S)[BO] = smem.S;
   const int tid = int(threadIdx.x), og = tid % 8, rg = tid / 8;
   const int o_blocks = (p.o + BO - 1) / BO, o_block = int(blockIdx.x % o_blocks), o_first = o_block * BO, slabs = (p.c + SLAB - 1) / SLAB;
-  const int64_t row = blockIdx.x / o_blocks, sequence = row / p.sequences.NH, head = row % p.sequences.NH;
+  const int segments = STATES_ONLY ? 1 : p.segments, segment = int(blockIdx.x / o_blocks % segments);
+  const int64_t row = blockIdx.x / (int64_t(o_blocks) * segments), sequence = row / p.sequences.NH, head = row % p.sequences.NH;
   const Span span = span_of(p.sequences, sequence, L);
   const int chunks = int((span.length + L - 1) / L);
+  const Steps steps = STATES_ONLY ? steps_before_last_segment(chunks, p.segments) : steps_of_segment(chunks, segments, segment);
+  if (steps.first == steps.end && segment > 0) return;
+  const int64_t state_rows = p.sequences.N * p.sequences.NH, vector_size = NORMALISES ? p.c : p.o;
+  const float* state_start = segment == 0 ? p.state_start : p.segment_states + (segment - 1) * state_rows * p.c * p.o;
+  const float* vector_start = segment == 0 ? p.vector_start : p.segment_vectors + (segment - 1) * state_rows * vector_size;
   const auto start_of = [&](const void* tensor, StepStrides s) {
     return static_cast<const float*>(tensor) + span.batch * s.batch + span.first * s.step + head * s.head;
   };
@@ -86,12 +92,19 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
       visit(c, o, inside ? row * p.c * p.o + (TRANSPOSED ? (o_first + o) * int64_t(p.c) + c : c * int64_t(p.o) + o_first + o) : -1);
     }
   };
-  for_each_state([&](int c, int o, int64_t at) { S[c][o] = at >= 0 && p.state_start ? p.state_start[at] : 0.0f; });
-  if (DELTA && tid < BO) smem.s[tid] = p.vector_start && o_first + tid < p.o ? p.vector_start[row * p.o + o_first + tid] : 0.0f;
+  for_each_state([&](int c, int o, int64_t at) { S[c][o] = at >= 0 && state_start ? state_start[at] : 0.0f; });
+  if (DELTA && tid < BO) smem.s[tid] = vector_start && o_first + tid < p.o ? vector_start[row * p.o + o_first + tid] : 0.0f;
   if (NORMALISES)
-    for (int c = tid; c < slabs * SLAB; c += THREADS) smem.n[c] = p.vector_start && c < p.c ? p.vector_start[row * p.c + c] : 0.0f;
+    for (int c = tid; c < slabs * SLAB; c += THREADS) smem.n[c] = vector_start && c < p.c ? vector_start[row * p.c + c] : 0.0f;
 
-  for (int step = 0; step < chunks; ++step) {
+  const auto store_state = [&](float* state, float* vector) {  // either may be null
+    if (state) for_each_state([&](int c, int o, int64_t at) { if (at >= 0) state[at] = S[c][o]; });
+    if (DELTA && vector && tid < BO && o_first + tid < p.o) vector[row * p.o + o_first + tid] = smem.s[tid];
+    if (NORMALISES && vector && o_block == 0)
+      for (int c = tid; c < p.c; c += THREADS) vector[row * p.c + c] = smem.n[c];
+  };
+
+  for (int step = steps.first; step < steps.end; ++step) {
     const int k = REVERSE ? chunks - 1 - step : step;
     const int64_t first = int64_t(k) * L;
     __syncthreads();  // everyone has left the chunk before
@@ -105,13 +118,13 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
 
     for (int slab = 0; slab < slabs; ++slab) {
       const int c_first = slab * SLAB;
-      load_slab<SLAB>(smem.A, A, p.A_strides.step, first, span.length, c_first, p.c);
+      if (!STATES_ONLY) load_slab<SLAB>(smem.A, A, p.A_strides.step, first, span.length, c_first, p.c);
       load_slab<SLAB>(smem.B, B, p.B_strides.step, first, span.length, c_first, p.c);
       device::cp_async_commit();
       device::cp_async_wait<0>();
       __syncthreads();  // the slab is here
 #pragma unroll 2
-      for (int c = 0; c < SLAB; c += 4) {
+      for (int c = STATES_ONLY ? SLAB : 0; c < SLAB; c += 4) {
         float4 a[ROWS];
 #pragma unroll
         for (int y = 0; y < ROWS; ++y) a[y] = four(smem.A[rg + 16 * y][c]);
@@ -126,7 +139,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
 #pragma unroll
         for (int y = 0; y < ROWS; ++y) out[y] = fma4(a[y].w, s3, fma4(a[y].z, s2, fma4(a[y].y, s1, fma4(a[y].x, s0, out[y]))));
       }
-      if (NORMALISES)  // q.n: every lane of a row takes its part of the columns
+      if (NORMALISES && !STATES_ONLY)  // q.n: every lane of a row takes its part of the columns
 #pragma unroll
         for (int y = 0; y < ROWS; ++y)
 #pragma unroll
@@ -157,6 +170,23 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
         smem.n[c_first + tid] = sum;
       }
       __syncthreads();  // the slab is free
+    }
+
+    const auto update_s = [&] {
+      if (!DELTA || tid >= BO) return;
+      float sum = smem.record[R::kG] * smem.s[tid];
+      for (int j = 0; j < L; ++j) sum = fmaf(smem.record[kWrites + j] * (REVERSE ? smem.record[R::kDelta + j] : 1.0f), smem.X[j][tid], sum);
+      smem.s[tid] = sum;
+    };
+    if (STATES_ONLY) {
+      update_s();
+      __syncthreads();
+      const int per_segment = steps_of_segment(chunks, p.segments, 0).end;
+      if ((step + 1) % per_segment == 0) {
+        const int64_t border = (step + 1) / per_segment - 1;
+        store_state(p.segment_states + border * state_rows * p.c * p.o, p.segment_vectors + border * state_rows * vector_size);
+      }
+      continue;
     }
 
     float row_sum[ROWS] = {};
@@ -192,11 +222,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
       }
     }
     __syncthreads();  // P is complete, s has been read
-    if (DELTA && tid < BO) {
-      float sum = smem.record[R::kG] * smem.s[tid];
-      for (int j = 0; j < L; ++j) sum = fmaf(smem.record[kWrites + j] * (REVERSE ? smem.record[R::kDelta + j] : 1.0f), smem.X[j][tid], sum);
-      smem.s[tid] = sum;
-    }
+    update_s();
 #pragma unroll
     for (int y = 0; y < ROWS; ++y) {
       const int t = rg + 16 * y;
@@ -214,11 +240,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS) walk_float32_kernel(cons
     }
   }
   __syncthreads();
-
-  if (p.state_end) for_each_state([&](int c, int o, int64_t at) { if (at >= 0) p.state_end[at] = S[c][o]; });
-  if (DELTA && p.vector_end && tid < BO && o_first + tid < p.o) p.vector_end[row * p.o + o_first + tid] = smem.s[tid];
-  if (NORMALISES && p.vector_end && o_block == 0)
-    for (int c = tid; c < p.c; c += THREADS) p.vector_end[row * p.c + c] = smem.n[c];
+  if (!STATES_ONLY && steps.end == chunks) store_state(p.state_end, p.vector_end);
 }
 
 }  // namespace xlstm::mlstm

@@ -8,6 +8,7 @@
 //   32   512       512/32/32/1/256
 // L is 64 when both head dims are at most 256, otherwise 32: the walks of a call share their records.
 #pragma once
+#include <stdexcept>
 #include <string>
 
 #include "mlstm/walk.cuh"
@@ -26,18 +27,23 @@ auto with_tile(int L, int c, Visit&& visit) {
 }
 
 template <class Element, WalkUse USE>
-void launch_walk(const char* name, const WalkParams& p, int L, void* stream) {
+void launch_walk(const std::string& name, const WalkParams& p, int L, void* stream) {
   with_tile(L, p.c, [&](auto tile) {
     using T = decltype(tile);
-    const int64_t blocks = p.sequences.N * p.sequences.NH * ((p.o + T::BO - 1) / T::BO);
-    if (blocks == 0) return;
-    if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
+    const int64_t tiles = p.sequences.N * p.sequences.NH * ((p.o + T::BO - 1) / T::BO);
+    if (tiles == 0) return;
+    if (tiles * p.segments > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
     device::LaunchConfig config;
-    config.grid = dim3(unsigned(blocks));
     config.block = dim3(T::THREADS);
     config.shared_bytes = WalkShared<T>::BYTES;
     config.stream = stream;
-    device::launch(config, name, walk_kernel<Element, T, USE>, p, chunk_slots(p.sequences, L));
+    const int64_t slots = chunk_slots(p.sequences, L);
+    if (p.segments > 1) {
+      config.grid = dim3(unsigned(tiles));
+      device::launch(config, (name + " states").c_str(), walk_kernel<Element, T, USE, true>, p, slots);
+    }
+    config.grid = dim3(unsigned(tiles * p.segments));
+    device::launch(config, name.c_str(), walk_kernel<Element, T, USE, false>, p, slots);
   });
 }
 

@@ -7,6 +7,7 @@ and launched on the current stream; nothing synchronises.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from .chunkwise.options import Options
 from .chunkwise.states import State
 
 MAX_HEAD_DIM = 512
+MAX_SEGMENTS, MIN_CHUNKS = 16, 4
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -92,6 +94,20 @@ def check_head_dims(DHQK: int, DHHV: int, backend: str) -> None:
             )
 
 
+_forced_segments: int | None = None
+
+
+@contextlib.contextmanager
+def forced_segments(count: int) -> Iterator[None]:
+    """For tests: cuts every sequence into ``count`` segments, whatever the device is. The results have the same bits."""
+    global _forced_segments
+    before, _forced_segments = _forced_segments, count
+    try:
+        yield
+    finally:
+        _forced_segments = before
+
+
 class _Call:
     """Sizes, padding and launches of one forward or backward; DHQK and DHHV are rounded up to multiples of 8."""
 
@@ -154,15 +170,33 @@ class _Call:
         with_, out = row_dots
         C_start, n_start = start or (None, None)
         C_end, n_end = end or (None, None)
+        segments = self._segments(X.shape[-1])
+        borders = self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV), self.empty(segments - 1, self.N, self.NH, self.DHQK)
         self.module.mlstm_walk(
             **self._sequences(), use=use, dtype=self.dtype, c=A.shape[-1], o=X.shape[-1],
             A=A.data_ptr(), B=B.data_ptr(), X=X.data_ptr(), O=O.data_ptr(),
             A_strides=A.stride()[:3], B_strides=B.stride()[:3], X_strides=X.stride()[:3], O_strides=O.stride()[:3],
             records=records.data_ptr(), normalize=self.options.normalize, scale=self.options.scale, eps=self.options.eps,
             state_start=_address(C_start), vector_start=_address(n_start), state_end=_address(C_end), vector_end=_address(n_end),
+            segments=segments, segment_states=borders[0].data_ptr(), segment_vectors=borders[1].data_ptr(),
             dot=_address(dot), row_dot_with=_address(with_), row_dot_strides=(0, 0, 0) if with_ is None else with_.stride()[:3],
             row_dots=_address(out), stream=self._stream(),
         )  # fmt: skip
+
+    def _segments(self, o: int) -> int:
+        """How many pieces of a sequence run side by side: none on a device that the blocks of one piece fill by half already.
+
+        Two blocks for every SM are wanted; a piece has at least MIN_CHUNKS chunks, and the pass that makes its first state costs
+        about a third of a walk, so that more than MAX_SEGMENTS pieces gain nothing.
+        """
+        if _forced_segments is not None:
+            return _forced_segments
+        if not self.on_gpu:
+            return 1
+        blocks = max(1, self.N * self.NH * -(-o // 64))
+        wanted = 2 * torch.cuda.get_device_properties(self.like.device).multi_processor_count // blocks
+        steps = self.S // (1 if self.cu_seqlens is None else max(1, self.N))
+        return max(1, min(wanted, MAX_SEGMENTS, steps // (self.L * MIN_CHUNKS))) if wanted >= 4 else 1
 
     def row_dots(self, x: Tensor, y: Tensor) -> Tensor:
         """x.y of every step, (B, NH, S) float32."""
