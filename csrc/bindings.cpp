@@ -1,25 +1,21 @@
-// bindings.cpp - the Python face of the kernels: pointers, sizes and a stream go in, a typed exception comes out.
-// Compiled twice: into _C (CPU backend, and the CUDA kernels where nvcc is) and, with XLSTM_SIMT_MODULE, into _simt and its
-// instrumented variants (the same kernels on the host executor).
+// bindings.cpp - the Python module _C: what this build is, the CPU backend, and the CUDA kernels where nvcc is.
+// Pointers, sizes and a stream go in, a typed exception comes out. (_simt is simt/module.cpp.)
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <string>
+
+#include "abi.h"
 #include "build_config.h"
-#include "cpu/threads.h"
-#include "mlstm/params.h"
-#ifdef XLSTM_SIMT_MODULE
-#undef XLSTM_WITH_CUDA
-#include "simt/bind_executor.h"
-#endif
+#include "cpu/gate_math.h"
+#include "cpu/isa.h"
+#include "cpu/slstm.h"
+#include "cpu/slstm_kernels.h"
 #ifdef XLSTM_WITH_CUDA
 #include <cuda_runtime_api.h>
-#endif
-#if defined(XLSTM_WITH_CUDA) || defined(XLSTM_SIMT_MODULE)
-#define XLSTM_WITH_KERNELS
-#include "mlstm/bind_sequence.h"
-#endif
-#ifdef XLSTM_SELFTEST
-#include "simt/selftest/bind.h"
+
+#include "kernel_bindings.h"
 #endif
 
 namespace py = pybind11;
@@ -37,7 +33,7 @@ int device_count() {
 
 void bind_build(py::module_& m) {
   m.attr("version") = XLSTM_VERSION;
-  m.attr("abi_version") = 1;  // raised with every change of a binding's signature; xlstm_cuda/native.py expects this number
+  m.attr("abi_version") = xlstm::kAbiVersion;
 #ifdef XLSTM_WITH_CUDA
   m.attr("cuda_architectures") = XLSTM_ARCHITECTURES;
   m.attr("cuda_version") = CUDART_VERSION;
@@ -47,81 +43,115 @@ void bind_build(py::module_& m) {
 #endif
   m.attr("compiler") = __VERSION__;
   m.def("device_count", &device_count, "number of CUDA devices; 0 without a driver");
-  m.def("set_num_threads", &xlstm::cpu::set_num_threads, py::arg("count"), "threads of the CPU backend; 0 means every core");
-  m.def("get_num_threads", &xlstm::cpu::get_num_threads);
 }
 
-#ifdef XLSTM_WITH_KERNELS
-using Address = std::uintptr_t;
-
-template <class T = void>
-T* pointer(Address address) {
+using Address = uintptr_t;  // tensor.data_ptr(), 0 for None
+template <typename T>
+T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-xlstm::ElementType element_type(const std::string& name) {
-  if (name == "float32") return xlstm::ElementType::Float32;
-  if (name == "bfloat16") return xlstm::ElementType::BFloat16;
-  if (name == "float16") return xlstm::ElementType::Float16;
-  throw py::type_error("element type: got " + name + ", expected float32, bfloat16 or float16");
+xlstm::slstm::Shape slstm_shape(int64_t B, int64_t S, int64_t NH, int64_t DH, Address cu_seqlens, Address reset,
+                                int64_t reset_stride_b, int64_t reset_stride_s, bool exp_forget_gate) {
+  xlstm::slstm::Shape shape;
+  shape.B = B, shape.S = S, shape.NH = NH, shape.DH = DH;
+  shape.cu_seqlens = at<const int32_t>(cu_seqlens);
+  shape.reset = at<const uint8_t>(reset);
+  shape.reset_stride_b = reset_stride_b, shape.reset_stride_s = reset_stride_s;
+  shape.forget_gate = exp_forget_gate ? xlstm::slstm::ForgetGate::kExp : xlstm::slstm::ForgetGate::kSigmoid;
+  return shape;
 }
 
-xlstm::InputGate input_gate(const std::string& name) {
-  if (name == "exp") return xlstm::InputGate::Exponential;
-  if (name == "sigmoid") return xlstm::InputGate::Sigmoid;
-  throw py::value_error("igate: got '" + name + "', expected 'exp' or 'sigmoid'");
+template <typename Real>
+void slstm_forward_cpu(const xlstm::slstm::Shape& shape, Address x, const std::array<int64_t, 4>& x_strides, Address R, Address b,
+                       Address h0, Address c0, Address n0, Address m0, Address h, Address h_last, Address c_last, Address n_last,
+                       Address m_last, Address saved_gates, Address saved_cells, bool single_step, int threads) {
+  xlstm::slstm::ForwardParams<Real, Real> p;
+  p.shape = shape;
+  p.x = at<const Real>(x);
+  p.x_stride_b = x_strides[0], p.x_stride_s = x_strides[1], p.x_stride_g = x_strides[2], p.x_stride_n = x_strides[3];
+  p.R = at<const Real>(R), p.b = at<const Real>(b);
+  p.h0 = at<const Real>(h0), p.c0 = at<const Real>(c0), p.n0 = at<const Real>(n0), p.m0 = at<const Real>(m0);
+  p.h = at<Real>(h);
+  p.h_last = at<Real>(h_last), p.c_last = at<Real>(c_last), p.n_last = at<Real>(n_last), p.m_last = at<Real>(m_last);
+  p.saved_gates = at<Real>(saved_gates), p.saved_cells = at<Real>(saved_cells);
+  p.single_step = single_step;
+  xlstm::cpu::slstm_forward(p, threads);
 }
 
-using Strides = std::pair<int64_t, int64_t>;  // batch, head
-
-void mlstm_step(Address q, Address k, Address v, Address i, Address f, Address C, Address n, Address m, Address h, Address C_new, Address n_new,
-                Address m_new, int64_t B, int64_t NH, int DHQK, int DHHV, const std::string& dtype, const std::string& gate_dtype,
-                Strides q_strides, Strides k_strides, Strides v_strides, Strides i_strides, Strides f_strides, float scale,
-                const std::string& igate, bool normalize, float eps, Address stream) {
-  xlstm::mlstm::StepParams p{};
-  p.B = B, p.NH = NH, p.DHQK = DHQK, p.DHHV = DHHV;
-  p.element = element_type(dtype), p.gate_element = element_type(gate_dtype);
-  p.input_gate = input_gate(igate);
-  p.normalize = normalize, p.scale = scale, p.eps = eps;
-  p.q = pointer(q), p.k = pointer(k), p.v = pointer(v), p.i = pointer(i), p.f = pointer(f);
-  p.C = pointer<float>(C), p.n = pointer<float>(n), p.m = pointer<float>(m), p.h = pointer(h);
-  p.C_new = pointer<float>(C_new), p.n_new = pointer<float>(n_new), p.m_new = pointer<float>(m_new);
-  const auto strides = [](Strides s) { return xlstm::mlstm::HeadStrides{s.first, s.second}; };
-  p.q_strides = strides(q_strides), p.k_strides = strides(k_strides), p.v_strides = strides(v_strides);
-  p.i_strides = strides(i_strides), p.f_strides = strides(f_strides);
-  const py::gil_scoped_release release;
-  xlstm::mlstm::step(p, pointer(stream));
+template <typename Real>
+void slstm_backward_cpu(const xlstm::slstm::Shape& shape, Address R, Address h0, Address c0, Address n0, Address saved_gates,
+                        Address saved_cells, Address dh, const std::array<int64_t, 3>& dh_strides, Address dh_last,
+                        Address dc_last, Address dn_last, Address dx, Address h_prev, Address db_rows, Address dh0, Address dc0,
+                        Address dn0, Address dm0, int threads) {
+  xlstm::slstm::BackwardParams<Real, Real> p;
+  p.shape = shape;
+  p.R = at<const Real>(R);
+  p.h0 = at<const Real>(h0), p.c0 = at<const Real>(c0), p.n0 = at<const Real>(n0);
+  p.saved_gates = at<const Real>(saved_gates), p.saved_cells = at<const Real>(saved_cells);
+  p.dh = at<const Real>(dh);
+  p.dh_stride_b = dh_strides[0], p.dh_stride_s = dh_strides[1], p.dh_stride_n = dh_strides[2];
+  p.dh_last = at<const Real>(dh_last), p.dc_last = at<const Real>(dc_last), p.dn_last = at<const Real>(dn_last);
+  p.dx = at<Real>(dx), p.h_prev = at<Real>(h_prev), p.db_rows = at<Real>(db_rows);
+  p.dh0 = at<Real>(dh0), p.dc0 = at<Real>(dc0), p.dn0 = at<Real>(dn0), p.dm0 = at<Real>(dm0);
+  xlstm::cpu::slstm_backward(p, threads);
 }
 
-void bind_kernels(py::module_& m) {
-  m.def("mlstm_step", &mlstm_step, py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("i"), py::arg("f"), py::arg("C"),
-        py::arg("n"), py::arg("m"), py::arg("h"), py::arg("C_new"), py::arg("n_new"), py::arg("m_new"), py::arg("B"), py::arg("NH"),
-        py::arg("DHQK"), py::arg("DHHV"), py::arg("dtype"), py::arg("gate_dtype"), py::arg("q_strides"), py::arg("k_strides"),
-        py::arg("v_strides"), py::arg("i_strides"), py::arg("f_strides"), py::arg("scale"), py::arg("igate"), py::arg("normalize"),
-        py::arg("eps"), py::arg("stream"), "one token of the mLSTM, M1-M3; arguments as in mlstm::StepParams, tensors as addresses");
-  xlstm::mlstm::bind_sequence(m);
+template <typename Real>
+void bind_slstm_cpu(py::module_& m, const std::string& type) {
+  const py::call_guard<py::gil_scoped_release> released;
+  m.def(("slstm_forward_cpu_" + type).c_str(), &slstm_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"),
+        py::arg("x_strides"), py::arg("R"), py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"),
+        py::arg("h"), py::arg("h_last"), py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_gates"),
+        py::arg("saved_cells"), py::arg("single_step"), py::arg("threads"));
+  m.def(("slstm_backward_cpu_" + type).c_str(), &slstm_backward_cpu<Real>, released, py::arg("shape"), py::arg("R"),
+        py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("saved_gates"), py::arg("saved_cells"), py::arg("dh"),
+        py::arg("dh_strides"), py::arg("dh_last"), py::arg("dc_last"), py::arg("dn_last"), py::arg("dx"), py::arg("h_prev"),
+        py::arg("db_rows"), py::arg("dh0"), py::arg("dc0"), py::arg("dn0"), py::arg("dm0"), py::arg("threads"));
 }
-#endif
 
-void bind(py::module_& m) {
-  bind_build(m);
-#ifdef XLSTM_WITH_KERNELS
-  bind_kernels(m);
+void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t count) {
+  using namespace xlstm::cpu;
+  switch (selected_isa()) {
+#ifdef XLSTM_X86_64
+    case Isa::kAvx512:
+      return avx512::gate_math(function, at<const float>(x), at<float>(y), count);
+    case Isa::kAvx2:
+      return avx2::gate_math(function, at<const float>(x), at<float>(y), count);
 #endif
-#ifdef XLSTM_SELFTEST
-  xlstm::selftest::bind(m);
-#endif
-#ifdef XLSTM_SIMT_MODULE
-  xlstm::simt::bind_executor(m);
-#endif
+    default:
+      return baseline::gate_math(function, at<const float>(x), at<float>(y), count);
+  }
+}
+
+void bind_cpu(py::module_& m) {
+  m.attr("UNIT_PADDING") = xlstm::cpu::kUnitPadding;
+  m.def("cpu_isas", &xlstm::cpu::supported_isas, "instruction sets of the CPU backend that this CPU can run");
+  m.def("cpu_isa", [] { return xlstm::cpu::isa_name(xlstm::cpu::selected_isa()); }, "the instruction set in use");
+  m.def("select_cpu_isa", &xlstm::cpu::select_isa, py::arg("name"), "for tests: use this one; '' returns to the default");
+  using xlstm::cpu::GateFunction;
+  py::enum_<GateFunction>(m, "GateFunction")
+      .value("exp2", GateFunction::kExp2)
+      .value("log2", GateFunction::kLog2)
+      .value("log2_1p", GateFunction::kLog2Of1p)
+      .value("rcp", GateFunction::kRcp)
+      .value("sigmoid", GateFunction::kSigmoid)
+      .value("log_sigmoid", GateFunction::kLogSigmoid);
+  m.def("gate_math", &gate_math, py::arg("function"), py::arg("x"), py::arg("y"), py::arg("count"),
+        "for tests: a function of csrc/device/math.cuh over float32 arrays");
+  py::class_<xlstm::slstm::Shape>(m, "SLSTMShape")
+      .def(py::init(&slstm_shape), py::kw_only(), py::arg("B"), py::arg("S"), py::arg("NH"), py::arg("DH"), py::arg("cu_seqlens"),
+           py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"), py::arg("exp_forget_gate"));
+  bind_slstm_cpu<float>(m, "float32");
+  bind_slstm_cpu<double>(m, "float64");
 }
 
 }  // namespace
 
-#ifdef XLSTM_SIMT_MODULE  // one object file serves the plain, the instrumented and the sanitized module
-PYBIND11_MODULE(_simt, m) { bind(m); }
-PYBIND11_MODULE(_simt_trace, m) { bind(m); }
-PYBIND11_MODULE(_simt_asan, m) { bind(m); }
-#else
-PYBIND11_MODULE(XLSTM_MODULE, m) { bind(m); }
+PYBIND11_MODULE(XLSTM_MODULE, m) {
+  bind_build(m);
+  bind_cpu(m);
+#ifdef XLSTM_WITH_CUDA
+  xlstm::bind_kernels(m);
 #endif
+}

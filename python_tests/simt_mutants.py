@@ -1,8 +1,8 @@
 """Seeded bugs in a tensor-core kernel x the executor's ways of finding them: `python python_tests/simt_mutants.py`.
 
-Plants one bug at a time in csrc/simt/selftest/mlstm_tile.cu, builds it plain, instrumented and with address checks, and prints which
-mode catches it and how: value (wrong numbers), error (the executor raised), race, asan, crash, or - (missed). Fails when a bug is
-caught neither by the default mode (random schedule, late copies; any of five seeds) nor by the race detector.
+Plants one bug at a time in csrc/simt/selftest/mlstm_tile.cu, builds it plain, instrumented and with address checks, and prints
+which mode catches it and how: value (wrong numbers), error (the executor raised), race, asan, crash, or - (missed). Fails when a
+bug is caught neither by the default mode (random schedule, late copies; any of five seeds) nor by the race detector.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +21,14 @@ FIFO, REVERSE, LIFO, RANDOM = range(4)
 LATE, EARLY = range(2)
 
 MUTANTS: dict[str, tuple[str, str]] = {
-    "missing barrier at loop end (WAR)": ("    __syncthreads();  // everyone is done with this stage before it is refilled\n", ""),
-    "missing barrier after cp.async wait (RAW)": ("    device::cp_async_wait<1>();\n    __syncthreads();\n", "    device::cp_async_wait<1>();\n"),
+    "missing barrier at loop end (WAR)": (
+        "    __syncthreads();  // everyone is done with this stage before it is refilled\n",
+        "",
+    ),
+    "missing barrier after cp.async wait (RAW)": (
+        "    device::cp_async_wait<1>();\n    __syncthreads();\n",
+        "    device::cp_async_wait<1>();\n",
+    ),
     "missing cp_async_wait": ("    device::cp_async_wait<1>();\n", ""),
     "wait for one group too few": ("cp_async_wait<1>", "cp_async_wait<2>"),
     "missing commit of the prefetch": ("+ kKeys, S);\n    device::cp_async_commit();", "+ kKeys, S);"),
@@ -35,7 +41,10 @@ MUTANTS: dict[str, tuple[str, str]] = {
     ),
     "tail rows read past the input": ("int64_t(row < S ? row : 0) * D + c, row < S ? 16 : 0", "int64_t(row) * D + c, 16"),
     "tail rows written past the output": ("    if (row[r] >= S) continue;\n", ""),
-    "shared memory one row short at launch": ("config.shared_bytes = sizeof(Shared);", "config.shared_bytes = sizeof(Shared) - 256;"),
+    "shared memory one row short at launch": (
+        "config.shared_bytes = sizeof(Shared);",
+        "config.shared_bytes = sizeof(Shared) - 256;",
+    ),
     "barrier inside a divergent branch": (
         "    if (j + 1 < stages) load_stage",
         "    if (threadIdx.x < 96) __syncthreads();\n    if (j + 1 < stages) load_stage",
@@ -49,7 +58,8 @@ VARIANTS = {
 
 
 def cuda_headers() -> str:
-    for folder in (os.environ.get("XLSTM_CUDA_HEADERS", ""), "/usr/local/cuda/include", str(Path(sys.prefix) / "nvidia/cu13/include")):
+    wheel = Path(sysconfig.get_paths()["purelib"]) / "nvidia/cu13/include"
+    for folder in (os.environ.get("XLSTM_CUDA_HEADERS", ""), "/usr/local/cuda/include", str(wheel)):
         if folder and (Path(folder) / "cuda_bf16.h").exists():
             return folder
     raise SystemExit("cuda_bf16.h was not found; set XLSTM_CUDA_HEADERS")
@@ -68,7 +78,7 @@ class Builder:
     def executor(self, variant: str) -> list[Path]:
         """The executor's objects for a variant: instrumented only by the address checks, which follow fibers."""
         flags = {"plain": ["-O2"], "trace": ["-O2", "-DXLSTM_SIMT_INSTRUMENTED"], "asan": ["-O2", "-fsanitize=address"]}[variant]
-        sources = [p for p in sorted((ROOT / "csrc/simt").glob("*.cpp")) if p.name != "bind_executor.cpp"]
+        sources = [p for p in sorted((ROOT / "csrc/simt").glob("*.cpp")) if p.name not in ("bind_executor.cpp", "module.cpp")]
         sources.append(ROOT / "csrc/simt/selftest/tile_check.cpp")
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda p: self.compile(p, flags, f"{variant}_{p.stem}"), sources))

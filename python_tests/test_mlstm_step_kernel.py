@@ -58,13 +58,17 @@ def step(tensors, backend, **options):
     """h, C, n, m of the kernel, back on the CPU."""
     *inputs, state = tensors
     device = device_of(backend)
-    h, new = functional.mlstm_step(*(x.to(device) for x in inputs), tuple(x.to(device) for x in state), backend=backend, **options)
+    h, new = functional.mlstm_step(
+        *(x.to(device) for x in inputs), tuple(x.to(device) for x in state), backend=backend, **options
+    )
     return [x.cpu() for x in (h, *new)]
 
 
 def truth(tensors, **options):
     *inputs, state = tensors
-    h, new = functional.mlstm_step(*(x.double() for x in inputs), tuple(x.double() for x in state), backend="reference", **options)
+    h, new = functional.mlstm_step(
+        *(x.double() for x in inputs), tuple(x.double() for x in state), backend="reference", **options
+    )
     return [h, *new]
 
 
@@ -89,7 +93,16 @@ def test_step_equals_the_reference(options, dtype, backend):
 
 @pytest.mark.parametrize(
     ("B", "NH", "DHQK", "DHHV"),
-    [(1, 1, 8, 8), (1, 5, 8, 40), (3, 1, 72, 8), (2, 2, 24, 96), (1, 2, 128, 136), (1, 1, 512, 8), (1, 1, 8, 512), (1, 1, 256, 512)],
+    [
+        (1, 1, 8, 8),
+        (1, 5, 8, 40),
+        (3, 1, 72, 8),
+        (2, 2, 24, 96),
+        (1, 2, 128, 136),
+        (1, 1, 512, 8),
+        (1, 1, 8, 512),
+        (1, 1, 256, 512),
+    ],
 )
 def test_step_at_every_shape(B, NH, DHQK, DHHV, backend):
     check(operands(B, NH, DHQK, DHHV), backend)
@@ -156,7 +169,9 @@ def test_any_strides(backend):
 
     def strided(x, unit_last):  # the same numbers in other memory
         wide = torch.empty(x.shape[1], x.shape[0], *x.shape[2:-1], x.shape[-1] * 2 + 3, dtype=x.dtype)
-        view = wide.transpose(0, 1)[..., 1 : 1 + x.shape[-1]] if unit_last else wide.transpose(0, 1)[..., 1::2][..., : x.shape[-1]]
+        view = (
+            wide.transpose(0, 1)[..., 1 : 1 + x.shape[-1]] if unit_last else wide.transpose(0, 1)[..., 1::2][..., : x.shape[-1]]
+        )
         return view.copy_(x)
 
     device = device_of(backend)

@@ -133,7 +133,7 @@ def heads_first(*tensors: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("normalizer_grad,kernel", [("exact", "native_autograd"), ("detached", "native_custbw")])
 def test_mlstm_reference_equals_mlstm_kernels(normalizer_grad, kernel):
     """Outputs, states and gradients. Its custom backward takes the normaliser for a constant and drops dn of the last state."""
-    peer = pytest.importorskip("mlstm_kernels.torch", reason="pip install "xlstm_cuda[peers]"")
+    peer = pytest.importorskip("mlstm_kernels.torch", reason="pip install 'xlstm_cuda[peers]'")
     tensors = mlstm_inputs(B=2, S=64, NH=3, DHQK=8, DHHV=16, state=False)
     weight = torch.randn(2, 64, 3, 16, dtype=torch.float64)
     h, state = functional.mlstm(*tensors, return_state=True, eps=0.0, normalizer_grad=normalizer_grad, backend="reference")
@@ -151,7 +151,7 @@ def test_mlstm_reference_equals_mlstm_kernels(normalizer_grad, kernel):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_mlstm_reference_with_sigmoid_gate_equals_mlstm_kernels(normalize):
-    pytest.importorskip("mlstm_kernels.torch", reason="pip install "xlstm_cuda[peers]"")
+    pytest.importorskip("mlstm_kernels.torch", reason="pip install 'xlstm_cuda[peers]'")
     peer = importlib.import_module("mlstm_kernels.torch.parallel.native_siging.fwbw")
     tensors = mlstm_inputs(B=2, S=32, NH=3, DHQK=8, DHHV=16, state=False)
     weight = torch.randn(2, 32, 3, 16, dtype=torch.float64)
@@ -167,7 +167,7 @@ def test_mlstm_reference_with_sigmoid_gate_equals_mlstm_kernels(normalize):
 
 
 def test_mlstm_step_reference_equals_mlstm_kernels():
-    pytest.importorskip("mlstm_kernels.torch", reason="pip install "xlstm_cuda[peers]"")
+    pytest.importorskip("mlstm_kernels.torch", reason="pip install 'xlstm_cuda[peers]'")
     peer = importlib.import_module("mlstm_kernels.torch.recurrent.native_step")
     q, k, v, i, f, C, n, m = (x.detach() for x in mlstm_inputs(S=1, B=2, NH=3, DHQK=8, DHHV=16))
     h, state = functional.mlstm_step(*(x[:, 0] for x in (q, k, v, i, f)), (C, n, m), backend="reference")
@@ -180,7 +180,7 @@ def test_mlstm_step_reference_equals_mlstm_kernels():
 
 def test_slstm_reference_equals_flashrnn():
     """flashrnn tests n == 0 over the whole batch (so the whole batch starts fresh here) and returns no dm0."""
-    peer = pytest.importorskip("flashrnn", reason="pip install "xlstm_cuda[peers]"")
+    peer = pytest.importorskip("flashrnn", reason="pip install 'xlstm_cuda[peers]'")
     B, S, NH, DH = 2, 9, 3, 16
     x, R, b = slstm_inputs(B, S, NH, DH, state=False)
     weight = torch.randn(B, S, NH, DH, dtype=torch.float64)
@@ -197,7 +197,7 @@ def test_slstm_reference_equals_flashrnn():
 
 
 def test_slstm_reference_equals_xlstm_vanilla():
-    pytest.importorskip("xlstm", reason="pip install "xlstm_cuda[peers]"")
+    pytest.importorskip("xlstm", reason="pip install 'xlstm_cuda[peers]'")
     peer = importlib.import_module("xlstm.blocks.slstm.src.vanilla")
     B, S, NH, DH = 2, 9, 3, 16
     x, R, b = (t.detach() for t in slstm_inputs(B, S, NH, DH, state=False))

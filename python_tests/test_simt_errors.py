@@ -135,7 +135,10 @@ def test_the_executor_is_usable_after_every_error():
 
 
 def test_unknown_options_name_what_is_accepted():
-    with pytest.raises(ValueError, match="order: got 'fast', expected one of 'fifo', 'reverse', 'lifo', 'random'"), simt.options(order="fast"):
+    with (
+        pytest.raises(ValueError, match="order: got 'fast', expected one of 'fifo', 'reverse', 'lifo', 'random'"),
+        simt.options(order="fast"),
+    ):
         pass
     with pytest.raises(ValueError, match="sm: got 75, expected one of 80, 86, 89, 90"), simt.options(sm=75):
         pass

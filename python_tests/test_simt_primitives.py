@@ -293,7 +293,9 @@ def test_approximate_functions(backend, rng):
 
 
 def test_conversions_round_to_nearest_even(backend, rng):
-    x = np.concatenate([rng.standard_normal(120), [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 0, -0.0, 7e4, 1e-8]])
+    x = np.concatenate(
+        [rng.standard_normal(120), [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 0, -0.0, 7e4, 1e-8]]
+    )
     x = x.astype(np.float32)
     out = run_primitive(backend, "conversions", x, 512).reshape(4, 128)
     for row, convert in ((0, to_bfloat16), (1, to_float16)):

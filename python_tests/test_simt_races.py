@@ -14,7 +14,16 @@ from xlstm_cuda import native, simt
 BUGS = Path(__file__).parent.parent / "csrc/simt/selftest/planted_bugs.cu"
 RACES = re.findall(r"// BUG (\w+)", BUGS.read_text())
 CLEAN = ["shuffles", "block_reductions", "shared_transpose", "named_barriers", "grid_barrier", "flags", "atomics", "cp_async_16"]
-CLEAN += ["ldmatrix_product", "stmatrix_x4", "cluster", "mbarrier_ring", "store_async_ring", "bulk_load", "wgmma_shared", "wgmma_registers"]
+CLEAN += [
+    "ldmatrix_product",
+    "stmatrix_x4",
+    "cluster",
+    "mbarrier_ring",
+    "store_async_ring",
+    "bulk_load",
+    "wgmma_shared",
+    "wgmma_registers",
+]
 CLEAN += ["clean_flags", "clean_warp_arrive"]
 
 

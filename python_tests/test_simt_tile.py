@@ -1,4 +1,4 @@
-"""A small tensor-core kernel (csrc/simt/selftest/mlstm_tile.cu) through the executor: right, and the same under every schedule."""
+"""A small tensor-core kernel (csrc/simt/selftest/mlstm_tile.cu) in the executor: right, and the same under every schedule."""
 
 from __future__ import annotations
 

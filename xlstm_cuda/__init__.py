@@ -5,11 +5,14 @@ import pkgutil
 # A checkout's folder shadows an installed package of the same name: look for the compiled modules in both.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from . import functional
+from . import blocks, functional, models, simt
 from .backends import backends
+from .blocks import *  # noqa: F403
+from .layers import mLSTM, sLSTM
+from .models import *  # noqa: F403
 from .native import _C
 from .states import MLSTMState, SLSTMState
 
 __version__: str = _C.version
 
-__all__ = ["MLSTMState", "SLSTMState", "backends", "functional"]
+__all__ = ["MLSTMState", "SLSTMState", "backends", "functional", "simt", "mLSTM", "sLSTM", *blocks.__all__, *models.__all__]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 try:
     _C: ModuleType = importlib.import_module("xlstm_cuda._C")
@@ -42,4 +42,4 @@ def simt(variant: str = "") -> ModuleType:
 
 def cpu_isa() -> str:
     """The instruction set that the CPU backend chose on this machine."""
-    return getattr(_C, "cpu_isa", lambda: "baseline")()
+    return _C.cpu_isa()

@@ -1,34 +1,30 @@
 #include "cpu/threads.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace xlstm::cpu {
 namespace {
-std::atomic<int> requested_threads{0};
-}
 
-void set_num_threads(int count) { requested_threads = std::max(count, 0); }
+// One loop: whoever takes part draws indices until none are left.
+struct Loop {
+  Loop(const std::function<void(int64_t)>& body, int64_t count) : body(body), count(count) {}
 
-int get_num_threads() {
-  const int count = requested_threads;
-  return count > 0 ? count : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
-void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
-  const int64_t threads = std::min<int64_t>(get_num_threads(), count);
-  if (threads <= 1) {
-    for (int64_t index = 0; index < count; ++index) body(index);
-    return;
-  }
+  const std::function<void(int64_t)>& body;
+  const int64_t count;
   std::atomic<int64_t> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
-  const auto work = [&] {
+
+  void work() {
     try {
       for (int64_t index = next++; index < count; index = next++) body(index);
     } catch (...) {
@@ -36,12 +32,76 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
       if (!failure) failure = std::current_exception();
       next = count;
     }
-  };
-  std::vector<std::thread> pool;
-  for (int64_t t = 1; t < threads; ++t) pool.emplace_back(work);
-  work();
-  for (std::thread& thread : pool) thread.join();
-  if (failure) std::rethrow_exception(failure);
+  }
+};
+
+// Threads that sleep between loops, because starting one costs more than a short sequence. They live as long as the process.
+class Pool {
+ public:
+  const pid_t process = getpid();
+  std::mutex in_use;  // one loop at a time
+
+  void run(Loop& loop, int helpers) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (; started_ < helpers; ++started_) std::thread(&Pool::sleep_and_help, this).detach();
+      loop_ = &loop;
+      wanted_ = running_ = helpers;
+    }
+    work_.notify_all();
+    loop.work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    running_ -= wanted_;  // helpers that never woke up are not waited for
+    wanted_ = 0;
+    done_.wait(lock, [&] { return running_ == 0; });
+  }
+
+ private:
+  void sleep_and_help() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      work_.wait(lock, [&] { return wanted_ > 0; });
+      --wanted_;
+      Loop& loop = *loop_;
+      lock.unlock();
+      loop.work();
+      lock.lock();
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable work_, done_;
+  Loop* loop_ = nullptr;
+  int started_ = 0;  // threads of this pool
+  int wanted_ = 0;   // helpers that may still join the loop
+  int running_ = 0;  // helpers that joined or may still join, and have not finished
+};
+
+// A forked process has none of its parent's threads, so it gets a pool of its own; the parent's is left as it is. Pools are
+// never destroyed: their threads may be asleep in them when the process ends.
+Pool& pool() {
+  static std::mutex mutex;
+  static Pool* current = nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!current || current->process != getpid()) current = new Pool;
+  return *current;
+}
+
+}  // namespace
+
+void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+  const int helpers = static_cast<int>(std::min<int64_t>(threads, count)) - 1;
+  Loop loop(body, count);
+  if (helpers > 0) {
+    Pool& shared = pool();
+    const std::unique_lock<std::mutex> ours(shared.in_use, std::try_to_lock);
+    // Another Python thread is computing: the machine is busy, and this loop runs on its own thread.
+    ours ? shared.run(loop, helpers) : loop.work();
+  } else {
+    loop.work();
+  }
+  if (loop.failure) std::rethrow_exception(loop.failure);
 }
 
 }  // namespace xlstm::cpu

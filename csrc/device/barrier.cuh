@@ -1,4 +1,5 @@
-// barrier.cuh - named barriers of a block, and the barrier of a cooperative grid. (__syncthreads and __syncwarp keep their names.)
+// barrier.cuh - named barriers of a block, and the barrier of a cooperative grid. (__syncthreads and __syncwarp keep their
+// names.)
 #pragma once
 #include "device/kernel.cuh"
 

@@ -17,9 +17,10 @@ using TensorMap = simt::TensorMap;
 // Loads count their bytes on an mbarrier of this block; stores are waited for in groups.
 XLSTM_DEVICE void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
-               "l"(global), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
 #else
   simt::bulk_load(shared, global, bytes, barrier, site);
 #endif
@@ -27,10 +28,11 @@ XLSTM_DEVICE void bulk_load(void* shared, const void* global, unsigned bytes, ui
 
 XLSTM_DEVICE void tensor_load_2d(void* shared, const TensorMap* map, uint64_t* barrier, int column, int row XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-                   shared_address(shared)),
-               "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      : "memory");
 #else
   simt::tensor_load_2d(shared, map, barrier, column, row, site);
 #endif
@@ -38,8 +40,8 @@ XLSTM_DEVICE void tensor_load_2d(void* shared, const TensorMap* map, uint64_t* b
 
 XLSTM_DEVICE void tensor_store_2d(const TensorMap* map, const void* shared, int column, int row XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(shared_address(shared)),
-               "r"(column), "r"(row)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(shared)), "r"(column), "r"(row)
                : "memory");
 #else
   simt::tensor_store_2d(map, shared, column, row, site);

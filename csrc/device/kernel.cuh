@@ -9,10 +9,10 @@
 #include "device/language.cuh"
 
 #ifdef __CUDACC__
-#define XLSTM_SHARED(name, ...) __shared__ ::xlstm::device::Identity<__VA_ARGS__> name
-#define XLSTM_SITE           // a last parameter: the caller's source line, for the executor's messages
-#define XLSTM_ONLY_SITE      // the same where there are no others
-#define XLSTM_FORWARD_SITE   // hands it on
+#define XLSTM_SHARED(name, ...) __shared__::xlstm::device::Identity<__VA_ARGS__> name
+#define XLSTM_SITE          // a last parameter: the caller's source line, for the executor's messages
+#define XLSTM_ONLY_SITE     // the same where there are no others
+#define XLSTM_FORWARD_SITE  // hands it on
 #define XLSTM_FORWARD_ONLY_SITE
 #ifdef __CUDA_ARCH__
 #define XLSTM_DEVICE_ARCH __CUDA_ARCH__  // 900 is sm_90; for kernels that need its instructions
@@ -29,11 +29,11 @@
 #define XLSTM_DEVICE_ARCH 900
 #define XLSTM_HAS_WGMMA 1
 // Static shared memory: XLSTM_SHARED(tile, float[32][33]). The local struct is one key per declaration and instantiation.
-#define XLSTM_SHARED(name, ...)                                                                        \
-  struct XlstmSharedKey_##name {};                                                                     \
-  auto& name = *static_cast<::xlstm::device::Identity<__VA_ARGS__>*>(::xlstm::simt::static_shared(     \
-      &::xlstm::simt::static_shared_key<XlstmSharedKey_##name>, sizeof(__VA_ARGS__),                   \
-      alignof(::xlstm::device::Identity<__VA_ARGS__>), #name))
+#define XLSTM_SHARED(name, ...)                                                                                   \
+  struct XlstmSharedKey_##name {};                                                                                \
+  auto& name = *static_cast<::xlstm::device::Identity<__VA_ARGS__>*>(                                             \
+      ::xlstm::simt::static_shared(&::xlstm::simt::static_shared_key<XlstmSharedKey_##name>, sizeof(__VA_ARGS__), \
+                                   alignof(::xlstm::device::Identity<__VA_ARGS__>), #name))
 #define XLSTM_SITE , XLSTM_CALL_SITE
 #define XLSTM_ONLY_SITE XLSTM_CALL_SITE
 #define XLSTM_FORWARD_SITE , site

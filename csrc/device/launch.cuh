@@ -25,9 +25,11 @@ struct LaunchConfig {
 };
 
 inline std::string describe(const LaunchConfig& c) {
-  const auto shape = [](dim3 d) { return "(" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + ")"; };
-  return "grid " + shape(c.grid) + ", block " + shape(c.block) + ", cluster " + shape(c.cluster) + ", " + std::to_string(c.shared_bytes) +
-         " bytes of dynamic shared memory";
+  const auto shape = [](dim3 d) {
+    return "(" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + ")";
+  };
+  return "grid " + shape(c.grid) + ", block " + shape(c.block) + ", cluster " + shape(c.cluster) + ", " +
+         std::to_string(c.shared_bytes) + " bytes of dynamic shared memory";
 }
 
 template <class... P, class... A>
@@ -55,12 +57,13 @@ void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), 
   launch_config.numAttrs = count;
   cudaError_t error = cudaSuccess;
   if (config.shared_bytes > kDefaultSharedBytes)
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(config.shared_bytes));
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&launch_config, kernel, static_cast<P>(args)...);
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // the error is reported here and must not come back from the next call
-  throw std::runtime_error(std::string("xlstm_cuda: ") + name + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error) + " (" +
-                           describe(config) + ")");
+  throw std::runtime_error(std::string("xlstm_cuda: ") + name + ": " + cudaGetErrorName(error) + ": " +
+                           cudaGetErrorString(error) + " (" + describe(config) + ")");
 }
 
 #else

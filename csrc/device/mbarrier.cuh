@@ -41,7 +41,8 @@ XLSTM_DEVICE void mbarrier_arrive_expect_bytes(uint64_t* barrier, unsigned bytes
 // Arrives at the same barrier of the cluster's block `rank`, with release at cluster scope.
 XLSTM_DEVICE void mbarrier_remote_arrive(uint64_t* barrier, unsigned rank XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(shared_address_of_rank(barrier, rank)) : "memory");
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(shared_address_of_rank(barrier, rank))
+               : "memory");
 #else
   simt::mbarrier_remote_arrive(barrier, rank, site);
 #endif
@@ -78,9 +79,10 @@ XLSTM_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity XLSTM
 // Stores 4 or 16 bytes to the same variable in block `rank` and counts them on the same barrier there, all asynchronously.
 XLSTM_DEVICE void store_async(uint32_t* shared, uint32_t value, uint64_t* barrier, unsigned rank XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(shared_address_of_rank(shared, rank)),
-               "r"(value), "r"(shared_address_of_rank(barrier, rank))
-               : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(shared_address_of_rank(shared, rank)),
+      "r"(value), "r"(shared_address_of_rank(barrier, rank))
+      : "memory");
 #else
   simt::store_async(shared, &value, 4, barrier, rank, site);
 #endif

@@ -31,7 +31,8 @@ struct StepParams {
   HeadStrides q_strides, k_strides, v_strides, i_strides, f_strides;
 };
 
-// Enqueues the step on the stream. Throws std::invalid_argument for a head dim that is not accepted, std::runtime_error from CUDA.
+// Enqueues the step on the stream. Throws std::invalid_argument for a head dim that is not accepted, std::runtime_error from
+// CUDA.
 void step(const StepParams& params, void* stream);
 
 // ---- sequences, chunk by chunk (README.md, "Chunkwise form")

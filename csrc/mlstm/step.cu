@@ -35,10 +35,10 @@ struct StepShared {
 };
 
 struct Gates {
-  bool fresh;             // the old state does not count
-  float forget, input;    // F, I of M1
-  float m;                // m'
-  float inflate, floor;   // exp(min(m', 0)), exp(-max(m', 0))
+  bool fresh;            // the old state does not count
+  float forget, input;   // F, I of M1
+  float m;               // m'
+  float inflate, floor;  // exp(min(m', 0)), exp(-max(m', 0))
 };
 
 // M1, with the limits of -inf: F is 0 after a reset, I is 0 for i = -inf, and a fresh state without input stays fresh (m' = 0).
@@ -63,9 +63,12 @@ XLSTM_DEVICE Gates sigmoid_gates(float i, float f, float m) {
 
 XLSTM_DEVICE float load_gate(const void* gate, ElementType element, int64_t at) {
   switch (element) {
-    case ElementType::BFloat16: return device::to_float(static_cast<const __nv_bfloat16*>(gate)[at]);
-    case ElementType::Float16: return device::to_float(static_cast<const __half*>(gate)[at]);
-    default: return static_cast<const float*>(gate)[at];
+    case ElementType::BFloat16:
+      return device::to_float(static_cast<const __nv_bfloat16*>(gate)[at]);
+    case ElementType::Float16:
+      return device::to_float(static_cast<const __half*>(gate)[at]);
+    default:
+      return static_cast<const float*>(gate)[at];
   }
 }
 
@@ -147,8 +150,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(StepParams p) {
 
 void check_head_dim(const char* name, int dim) {
   if (dim < 8 || dim > kMaxHeadDim || dim % 8)
-    throw std::invalid_argument(std::string("mlstm_step: ") + name + ": got " + std::to_string(dim) + ", expected a multiple of 8 up to " +
-                                std::to_string(kMaxHeadDim));
+    throw std::invalid_argument(std::string("mlstm_step: ") + name + ": got " + std::to_string(dim) +
+                                ", expected a multiple of 8 up to " + std::to_string(kMaxHeadDim));
 }
 
 template <class T>
@@ -163,15 +166,20 @@ void step(const StepParams& params, void* stream) {
   check_head_dim("DHHV", params.DHHV);
   if (params.B * params.NH == 0) return;
   const int64_t tiles = (params.DHHV + kTileColumns - 1) / kTileColumns, blocks = params.B * params.NH * tiles;
-  if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm_step: B * NH: got " + std::to_string(params.B * params.NH) + ", more than one launch holds");
+  if (blocks > 0x7fffffff)
+    throw std::invalid_argument("mlstm_step: B * NH: got " + std::to_string(params.B * params.NH) +
+                                ", more than one launch holds");
   device::LaunchConfig config;
   config.grid = dim3(unsigned(blocks));
   config.block = dim3(kThreads);
   config.stream = stream;
   switch (params.element) {
-    case ElementType::Float32: return launch_step<float>(params, config, "mlstm_step<float32>");
-    case ElementType::BFloat16: return launch_step<__nv_bfloat16>(params, config, "mlstm_step<bfloat16>");
-    case ElementType::Float16: return launch_step<__half>(params, config, "mlstm_step<float16>");
+    case ElementType::Float32:
+      return launch_step<float>(params, config, "mlstm_step<float32>");
+    case ElementType::BFloat16:
+      return launch_step<__nv_bfloat16>(params, config, "mlstm_step<bfloat16>");
+    case ElementType::Float16:
+      return launch_step<__half>(params, config, "mlstm_step<float16>");
   }
   throw std::invalid_argument("mlstm_step: element type " + std::to_string(int(params.element)));
 }

@@ -14,9 +14,12 @@ void finish_copy(const CopyOperation& copy) {
 void cp_async(void* shared, const void* global, int bytes, int source_bytes, const Site& site) {
   const auto refuse = [&](const std::string& why) { fail("cp.async at " + to_string(site) + ": " + why); };
   if (!in_shared(self->block, shared, bytes)) refuse("the destination is not in this block's shared memory");
-  if (reinterpret_cast<uintptr_t>(shared) % bytes) refuse("the destination is not aligned to " + std::to_string(bytes) + " bytes");
-  if (source_bytes && reinterpret_cast<uintptr_t>(global) % bytes) refuse("the source is not aligned to " + std::to_string(bytes) + " bytes");
-  if (source_bytes < 0 || source_bytes > bytes) refuse("source size " + std::to_string(source_bytes) + " of " + std::to_string(bytes));
+  if (reinterpret_cast<uintptr_t>(shared) % bytes)
+    refuse("the destination is not aligned to " + std::to_string(bytes) + " bytes");
+  if (source_bytes && reinterpret_cast<uintptr_t>(global) % bytes)
+    refuse("the source is not aligned to " + std::to_string(bytes) + " bytes");
+  if (source_bytes < 0 || source_bytes > bytes)
+    refuse("source size " + std::to_string(source_bytes) + " of " + std::to_string(bytes));
   ++machine.counters.async_copies;
   const CopyOperation copy{shared, global, bytes, source_bytes, self->copy_group, site};
   if (lands_now()) return finish_copy(copy);

@@ -53,10 +53,17 @@ int block_barrier(Vote vote, int predicate, const Site& site) {
          " threads of the block wait at " + to_string(b.site));
   }
   switch (vote) {
-    case Vote::None: break;
-    case Vote::Count: b.result += predicate != 0; break;
-    case Vote::And: b.result &= predicate != 0; break;
-    case Vote::Or: b.result |= predicate != 0; break;
+    case Vote::None:
+      break;
+    case Vote::Count:
+      b.result += predicate != 0;
+      break;
+    case Vote::And:
+      b.result &= predicate != 0;
+      break;
+    case Vote::Or:
+      b.result |= predicate != 0;
+      break;
   }
   ++b.arrived;
   order_release(b.clock, me);
@@ -74,13 +81,15 @@ void named_barrier(int id, int threads, bool wait, const Site& site) {
   const std::string name = "barrier " + std::to_string(id) + " at " + to_string(site);
   if (id < 0 || id > 15) fail(name + ": the id is not in 0..15");
   if (threads <= 0 || threads % 32 || threads > self->block->threads)
-    fail(name + ": thread count " + std::to_string(threads) + " is not a multiple of 32 up to the block's " + std::to_string(self->block->threads));
+    fail(name + ": thread count " + std::to_string(threads) + " is not a multiple of 32 up to the block's " +
+         std::to_string(self->block->threads));
   Barrier& b = self->block->barriers[id];
   if (b.arrived == 0) {
     b.needed = threads;
     b.site = site;
   } else if (b.needed != threads) {
-    fail(name + " expects " + std::to_string(threads) + " threads, but " + to_string(b.site) + " expects " + std::to_string(b.needed));
+    fail(name + " expects " + std::to_string(threads) + " threads, but " + to_string(b.site) + " expects " +
+         std::to_string(b.needed));
   }
   ++b.arrived;
   order_release(b.clock, self);
@@ -97,7 +106,8 @@ void named_barrier(int id, int threads, bool wait, const Site& site) {
 void cluster_arrive(const Site& site) {
   Fiber* me = self;
   Barrier& b = machine.cluster_barrier;
-  if (me->cluster_phase != b.phase) fail("barrier.cluster.arrive at " + to_string(site) + " follows another arrive without a wait");
+  if (me->cluster_phase != b.phase)
+    fail("barrier.cluster.arrive at " + to_string(site) + " follows another arrive without a wait");
   b.site = site;
   ++b.arrived;
   ++me->cluster_phase;

@@ -21,7 +21,8 @@ E parse(const std::string& option, const std::string& name, const std::vector<st
   throw py::value_error("simt: " + option + ": got '" + name + "', expected one of " + expected);
 }
 
-void configure(const std::string& order, uint64_t seed, const std::string& landing, const std::string& mma, int sm, bool races, bool profile) {
+void configure(const std::string& order, uint64_t seed, const std::string& landing, const std::string& mma, int sm, bool races,
+               bool profile) {
   Options next;
   next.order = parse<Order>("order", order, {"fifo", "reverse", "lifo", "random"});
   next.seed = seed;
@@ -87,13 +88,16 @@ py::dict describe(const LaunchRecord& r) {
 
 void bind_executor(py::module_& m) {
   m.attr("simt_instrumented") = instrumented();
-  m.def("simt_configure", &configure, py::kw_only(), py::arg("order"), py::arg("seed"), py::arg("landing"), py::arg("mma"), py::arg("sm"),
-        py::arg("races"), py::arg("profile"), "how the next launches run");
-  m.def("simt_take_launches", [] {
-    py::list all;
-    for (const LaunchRecord& record : take_launches()) all.append(describe(record));
-    return all;
-  }, "a dictionary per launch recorded since the last call");
+  m.def("simt_configure", &configure, py::kw_only(), py::arg("order"), py::arg("seed"), py::arg("landing"), py::arg("mma"),
+        py::arg("sm"), py::arg("races"), py::arg("profile"), "how the next launches run");
+  m.def(
+      "simt_take_launches",
+      [] {
+        py::list all;
+        for (const LaunchRecord& record : take_launches()) all.append(describe(record));
+        return all;
+      },
+      "a dictionary per launch recorded since the last call");
 }
 
 }  // namespace xlstm::simt

@@ -22,7 +22,8 @@ void move_tile(const AsyncOperation& o) {
       char* shared = o.block->dynamic_memory + (at - kSharedWindow);
       const int64_t row = int64_t(o.row) + r, column = int64_t(o.column) + c;
       const bool inside = row >= 0 && column >= 0 && uint64_t(row) < map.rows && uint64_t(column) < map.columns;
-      char* global = const_cast<char*>(static_cast<const char*>(map.base)) + row * int64_t(map.row_bytes) + column * map.element_bytes;
+      char* global =
+          const_cast<char*>(static_cast<const char*>(map.base)) + row * int64_t(map.row_bytes) + column * map.element_bytes;
       if (store && inside) std::memcpy(global, shared, map.element_bytes);
       if (!store && inside) std::memcpy(shared, global, map.element_bytes);
       if (!store && !inside) std::memset(shared, 0, map.element_bytes);
@@ -31,10 +32,16 @@ void move_tile(const AsyncOperation& o) {
 
 void perform(const AsyncOperation& o) {
   switch (o.kind) {
-    case AsyncKind::BulkLoad: std::memcpy(o.shared, o.global, o.bytes); break;
-    case AsyncKind::StoreValue: std::memcpy(o.shared, o.value, o.bytes); break;
+    case AsyncKind::BulkLoad:
+      std::memcpy(o.shared, o.global, o.bytes);
+      break;
+    case AsyncKind::StoreValue:
+      std::memcpy(o.shared, o.value, o.bytes);
+      break;
     case AsyncKind::TensorLoad:
-    case AsyncKind::TensorStore: move_tile(o); break;
+    case AsyncKind::TensorStore:
+      move_tile(o);
+      break;
   }
   if (o.barrier) complete_bytes(o.barrier, o);
 }
@@ -51,7 +58,8 @@ void issue_load(AsyncOperation o) {
 void check_shared(const AsyncOperation& o, const char* instruction, uintptr_t alignment) {
   const std::string here = std::string(instruction) + " at " + to_string(o.site);
   if (!in_shared(o.block, o.shared, o.bytes)) fail(here + ": the shared memory range is out of bounds");
-  if (reinterpret_cast<uintptr_t>(o.shared) % alignment) fail(here + ": the shared memory address is not a multiple of " + std::to_string(alignment));
+  if (reinterpret_cast<uintptr_t>(o.shared) % alignment)
+    fail(here + ": the shared memory address is not a multiple of " + std::to_string(alignment));
 }
 
 AsyncOperation tensor_operation(AsyncKind kind, const TensorMap* map, const void* shared, int column, int row, const Site& site) {
@@ -101,7 +109,8 @@ void tensor_store_2d(const TensorMap* map, const void* shared, int column, int r
 
 void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* barrier, const Site& site) {
   require_architecture(90, "cp.async.bulk", site);
-  if (bytes % 16 || reinterpret_cast<uintptr_t>(global) % 16) fail("cp.async.bulk at " + to_string(site) + ": size or source is not a multiple of 16");
+  if (bytes % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    fail("cp.async.bulk at " + to_string(site) + ": size or source is not a multiple of 16");
   AsyncOperation o{};
   o.kind = AsyncKind::BulkLoad;
   o.shared = static_cast<char*>(shared);

@@ -10,12 +10,12 @@ struct Context {
   void* stack_pointer = nullptr;
 };
 extern "C" void xlstm_simt_switch(void** save_sp, void* load_sp);
-#define XLSTM_SIMT_DEFINE_SWITCH                                                      \
-  asm(".text\n.p2align 4\n.globl xlstm_simt_switch\n.hidden xlstm_simt_switch\n"      \
-      ".type xlstm_simt_switch,@function\nxlstm_simt_switch:\n"                       \
+#define XLSTM_SIMT_DEFINE_SWITCH                                                             \
+  asm(".text\n.p2align 4\n.globl xlstm_simt_switch\n.hidden xlstm_simt_switch\n"             \
+      ".type xlstm_simt_switch,@function\nxlstm_simt_switch:\n"                              \
       "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n" \
-      "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"                                      \
-      "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n" \
+      "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"                                             \
+      "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"       \
       "  ret\n.size xlstm_simt_switch,.-xlstm_simt_switch\n");
 inline void switch_context(Context& from, const Context& to) { xlstm_simt_switch(&from.stack_pointer, to.stack_pointer); }
 // The first switch to the context "returns" into entry() with the stack aligned as the ABI wants it.

@@ -17,7 +17,7 @@
 #define __launch_bounds__(...)
 #undef __cluster_dims__
 #define __cluster_dims__(...)
-#define XLSTM_CALL_SITE const ::xlstm::simt::Site &site = {}
+#define XLSTM_CALL_SITE const ::xlstm::simt::Site& site = {}
 
 extern __attribute__((visibility("hidden"))) uint3 threadIdx, blockIdx, blockDim, gridDim;  // set at every switch
 static constexpr int warpSize = 32;
@@ -71,17 +71,17 @@ inline int __any_sync(unsigned mask, int p, XLSTM_CALL_SITE) { return xlstm::sim
 inline int __all_sync(unsigned mask, int p, XLSTM_CALL_SITE) { return xlstm::simt::ballot(mask, p, site) == mask; }
 
 // One OS thread runs all fibers, so a plain read-modify-write is atomic.
-#define XLSTM_ATOMIC(name, expression)                                                               \
-  template <class T>                                                                                 \
-  inline T name(T* p, T operand, XLSTM_CALL_SITE) {                                                  \
-    T result;                                                                                        \
+#define XLSTM_ATOMIC(name, expression)                                                                              \
+  template <class T>                                                                                                \
+  inline T name(T* p, T operand, XLSTM_CALL_SITE) {                                                                 \
+    T result;                                                                                                       \
     const auto update = [](void* memory, const void* value_p, void* old_p) __attribute__((no_sanitize("thread"))) { \
-      const T old = *static_cast<T*>(memory), value = *static_cast<const T*>(value_p);               \
-      *static_cast<T*>(old_p) = old;                                                                 \
-      *static_cast<T*>(memory) = expression;                                                         \
-    };                                                                                               \
-    xlstm::simt::atomic_update(p, sizeof(T), update, &operand, &result, site);                       \
-    return result;                                                                                   \
+      const T old = *static_cast<T*>(memory), value = *static_cast<const T*>(value_p);                              \
+      *static_cast<T*>(old_p) = old;                                                                                \
+      *static_cast<T*>(memory) = expression;                                                                        \
+    };                                                                                                              \
+    xlstm::simt::atomic_update(p, sizeof(T), update, &operand, &result, site);                                      \
+    return result;                                                                                                  \
   }
 XLSTM_ATOMIC(atomicAdd, T(old + value))
 XLSTM_ATOMIC(atomicMax, old < value ? value : old)

@@ -41,7 +41,8 @@ Options& options();
 bool instrumented();  // were the kernels of this module compiled with memory-access hooks?
 
 struct Counters {  // of one launch
-  uint64_t switches, blocks, threads, warp_collectives, mma, ldmatrix, stmatrix, shuffles, block_barriers, mbarrier_phases, async_copies;
+  uint64_t switches, blocks, threads, warp_collectives, mma, ldmatrix, stmatrix, shuffles, block_barriers, mbarrier_phases,
+      async_copies;
 };
 
 struct LineTraffic {  // accesses of one source line to one memory space

@@ -6,7 +6,8 @@
 
 namespace xlstm::simt {
 namespace {
-// CUDA programming guide, "Technical Specifications per Compute Capability"; multiprocessors of A100, RTX 3090, RTX 4090, H100 SXM
+// CUDA programming guide, "Technical Specifications per Compute Capability"; multiprocessors of A100, RTX 3090, RTX 4090, H100
+// SXM
 constexpr Architecture kArchitectures[] = {
     {80, 163 << 10, 164 << 10, 2048, 32, 108},
     {86, 99 << 10, 100 << 10, 1536, 16, 82},
@@ -28,7 +29,8 @@ void check_launch(const LaunchConfig& config, const char* kernel, const Architec
   const dim3 &grid = config.grid, &block = config.block, &cluster = config.cluster;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
   const unsigned cluster_blocks = cluster.x * cluster.y * cluster.z;
-  if (threads == 0 || threads > 1024 || block.z > 64) refuse("a block of " + std::to_string(threads) + " threads; the limit is 1024");
+  if (threads == 0 || threads > 1024 || block.z > 64)
+    refuse("a block of " + std::to_string(threads) + " threads; the limit is 1024");
   if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     refuse("grid " + to_string(uint3{grid.x, grid.y, grid.z}) + " is empty or beyond (2147483647,65535,65535)");
   if (config.shared_bytes > on.shared_per_block)
@@ -36,7 +38,8 @@ void check_launch(const LaunchConfig& config, const char* kernel, const Architec
            std::to_string(on.shared_per_block));
   if (cluster_blocks != 1) {
     if (on.number < 90) refuse("a cluster launch; " + name + " has no clusters");
-    if (cluster_blocks == 0 || cluster_blocks > 8) refuse("a cluster of " + std::to_string(cluster_blocks) + " blocks; the portable limit is 8");
+    if (cluster_blocks == 0 || cluster_blocks > 8)
+      refuse("a cluster of " + std::to_string(cluster_blocks) + " blocks; the portable limit is 8");
     if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) refuse("the grid is not a multiple of the cluster");
   }
   if (config.cooperative) {

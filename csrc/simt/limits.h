@@ -5,8 +5,8 @@
 namespace xlstm::simt {
 
 struct Architecture {
-  int number;                // 90 is sm_90
-  size_t shared_per_block;   // opt-in maximum, static and dynamic together
+  int number;               // 90 is sm_90
+  size_t shared_per_block;  // opt-in maximum, static and dynamic together
   size_t shared_per_multiprocessor;
   int threads_per_multiprocessor, blocks_per_multiprocessor, multiprocessors;
 };

@@ -19,7 +19,9 @@ Coordinate a_16x16(int lane, int i) {
 }
 Coordinate b_16x8(int lane, int i) { return {lane % 4 * 2 + (i & 1) + (i < 2 ? 0 : 8), lane >> 2}; }
 Coordinate c_16x8(int lane, int i) { return {i < 2 ? lane >> 2 : (lane >> 2) + 8, lane % 4 * 2 + (i & 1)}; }
-Coordinate a_16x8_tf32(int lane, int i) { return {(i == 0 || i == 2) ? lane >> 2 : (lane >> 2) + 8, i < 2 ? lane % 4 : lane % 4 + 4}; }
+Coordinate a_16x8_tf32(int lane, int i) {
+  return {(i == 0 || i == 2) ? lane >> 2 : (lane >> 2) + 8, i < 2 ? lane % 4 : lane % 4 + 4};
+}
 Coordinate b_8x8_tf32(int lane, int i) { return {i == 0 ? lane % 4 : lane % 4 + 4, lane >> 2}; }
 
 template <int N>
@@ -128,9 +130,12 @@ void move_matrices(void* const* lanes, unsigned, const Collective& c, Warp* warp
 template <bool Store>
 CollectiveBody matrix_body(int matrices, bool transposed) {
   switch (matrices) {
-    case 1: return transposed ? move_matrices<1, true, Store> : move_matrices<1, false, Store>;
-    case 2: return transposed ? move_matrices<2, true, Store> : move_matrices<2, false, Store>;
-    default: return transposed ? move_matrices<4, true, Store> : move_matrices<4, false, Store>;
+    case 1:
+      return transposed ? move_matrices<1, true, Store> : move_matrices<1, false, Store>;
+    case 2:
+      return transposed ? move_matrices<2, true, Store> : move_matrices<2, false, Store>;
+    default:
+      return transposed ? move_matrices<4, true, Store> : move_matrices<4, false, Store>;
   }
 }
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -148,12 +153,14 @@ void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const Site
 }
 void ldmatrix(uint32_t* r, const void* row, int matrices, bool transposed, const Site& site) {
   MatrixCall call{r, static_cast<const char*>(row)};
-  warp_collective(kLdmatrix + 2 * matrices + transposed, "ldmatrix", kAllLanes, &call, matrix_body<false>(matrices, transposed), site);
+  warp_collective(kLdmatrix + 2 * matrices + transposed, "ldmatrix", kAllLanes, &call, matrix_body<false>(matrices, transposed),
+                  site);
 }
 void stmatrix(const uint32_t* r, void* row, int matrices, bool transposed, const Site& site) {
   require_architecture(90, "stmatrix", site);
   MatrixCall call{const_cast<uint32_t*>(r), static_cast<const char*>(row)};
-  warp_collective(kStmatrix + 2 * matrices + transposed, "stmatrix", kAllLanes, &call, matrix_body<true>(matrices, transposed), site);
+  warp_collective(kStmatrix + 2 * matrices + transposed, "stmatrix", kAllLanes, &call, matrix_body<true>(matrices, transposed),
+                  site);
 }
 
 }  // namespace xlstm::simt

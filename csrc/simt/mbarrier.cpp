@@ -15,7 +15,8 @@ constexpr int kBytesBias = 1 << 20;
 State load(uint64_t* barrier, const char* instruction, const Site& site) {
   bool shared = false;
   for (const Block& block : machine.blocks) shared |= in_shared(&block, barrier, 8);
-  if (!shared || reinterpret_cast<uintptr_t>(barrier) % 8) fail(std::string(instruction) + " at " + to_string(site) + ": not an aligned address in shared memory");
+  if (!shared || reinterpret_cast<uintptr_t>(barrier) % 8)
+    fail(std::string(instruction) + " at " + to_string(site) + ": not an aligned address in shared memory");
   const uint64_t v = *barrier;
   if (v >> 62 != 1) fail(std::string(instruction) + " at " + to_string(site) + ": the mbarrier is not initialised");
   return {unsigned(v & 1), unsigned(v >> 1 & 0xfffff), unsigned(v >> 21 & 0xfffff), int(v >> 41 & 0x1fffff) - kBytesBias};
@@ -43,9 +44,10 @@ void settle(uint64_t* barrier, State& s) {  // ends the phase when everything ha
   store(barrier, s);
 }
 
-void arrive(uint64_t* barrier, unsigned expect_bytes, const char* instruction, Clock MbarrierClock::*scope, const Site& site) {
+void arrive(uint64_t* barrier, unsigned expect_bytes, const char* instruction, Clock MbarrierClock::* scope, const Site& site) {
   State s = load(barrier, instruction, site);
-  if (s.pending == 0) fail(std::string(instruction) + " at " + to_string(site) + ": more arrivals than the barrier expects in this phase");
+  if (s.pending == 0)
+    fail(std::string(instruction) + " at " + to_string(site) + ": more arrivals than the barrier expects in this phase");
   order_release_single(machine.mbarrier_clocks[barrier].*scope, self);
   s.bytes += int(expect_bytes);
   --s.pending;
@@ -57,7 +59,8 @@ void arrive(uint64_t* barrier, unsigned expect_bytes, const char* instruction, C
 void mbarrier_init(uint64_t* barrier, unsigned count, const Site& site) {
   if (!in_shared(self->block, barrier, 8) || reinterpret_cast<uintptr_t>(barrier) % 8)
     fail("mbarrier.init at " + to_string(site) + ": not an aligned address in this block's shared memory");
-  if (count == 0 || count > 0xfffff) fail("mbarrier.init at " + to_string(site) + ": count " + std::to_string(count) + " is not in 1..2^20-1");
+  if (count == 0 || count > 0xfffff)
+    fail("mbarrier.init at " + to_string(site) + ": count " + std::to_string(count) + " is not in 1..2^20-1");
   store(barrier, State{0, count, count, 0});
 }
 
@@ -68,7 +71,8 @@ void mbarrier_arrive(uint64_t* barrier, unsigned expect_bytes, const Site& site)
 
 void mbarrier_remote_arrive(uint64_t* barrier, unsigned rank, const Site& site) {
   require_architecture(90, "mbarrier.arrive.shared::cluster", site);
-  arrive(static_cast<uint64_t*>(map_shared_rank(barrier, rank)), 0, "mbarrier.arrive.release.cluster", &MbarrierClock::remote, site);
+  arrive(static_cast<uint64_t*>(map_shared_rank(barrier, rank)), 0, "mbarrier.arrive.release.cluster", &MbarrierClock::remote,
+         site);
 }
 
 void complete_bytes(uint64_t* barrier, const AsyncOperation& operation) {

@@ -16,7 +16,8 @@ Clock& flag_clock(const void* p) {
 }
 
 void check_aligned(const void* p, int bytes, const char* what, const Site& site) {
-  if (reinterpret_cast<uintptr_t>(p) % bytes) fail(std::string(what) + " at " + to_string(site) + ": not aligned to " + std::to_string(bytes) + " bytes");
+  if (reinterpret_cast<uintptr_t>(p) % bytes)
+    fail(std::string(what) + " at " + to_string(site) + ": not aligned to " + std::to_string(bytes) + " bytes");
 }
 }  // namespace
 
@@ -63,7 +64,8 @@ uint32_t add_release(uint32_t* p, uint32_t value, const Site& site) {
   return old;
 }
 
-void atomic_update(void* p, int bytes, void (*update)(void* p, const void* operand, void* old), const void* operand, void* old, const Site& site) {
+void atomic_update(void* p, int bytes, void (*update)(void* p, const void* operand, void* old), const void* operand, void* old,
+                   const Site& site) {
   check_aligned(p, bytes, "atomic", site);
   touch(p, bytes, kWrite | kAtomic, site);
   machine.idle_yields = 0;

@@ -1,5 +1,5 @@
-// memory_profile.cpp - what a launch asks of the memory system: bytes, 32-byte sectors, shared-memory wavefronts, per source line.
-// The n-th access of every lane from one place, since the warp last synchronised, is taken as one request of the warp.
+// memory_profile.cpp - what a launch asks of the memory system: bytes, 32-byte sectors, shared-memory wavefronts, per source
+// line. The n-th access of every lane from one place, since the warp last synchronised, is taken as one request of the warp.
 #include <algorithm>
 #include <array>
 #include <unordered_map>
@@ -16,7 +16,7 @@ struct Request {
   uint64_t address[32];
 };
 struct WarpLog {
-  std::unordered_map<uint64_t, Request> requests;                     // by place << 32 | occurrence
+  std::unordered_map<uint64_t, Request> requests;                      // by place << 32 | occurrence
   std::unordered_map<uint32_t, std::array<uint32_t, 32>> occurrences;  // by place, per lane
 };
 struct Traffic {
@@ -112,7 +112,8 @@ void profile_matrix_rows(const void* const* rows, int count, bool write, const S
   ++t.requests;
   for (int first = 0; first < count; first += 8) {
     uint64_t address[32] = {};
-    for (int i = 0; i < 8; ++i) address[i] = uint64_t(static_cast<const char*>(rows[first + i]) - machine.slab) % machine.slab_stride;
+    for (int i = 0; i < 8; ++i)
+      address[i] = uint64_t(static_cast<const char*>(rows[first + i]) - machine.slab) % machine.slab_stride;
     t.transactions += wavefronts(address, 0xff, 16);
     t.bytes += 128;
     t.least += 1;
@@ -127,7 +128,9 @@ void profile_domain_ends() {
 void profile_launch_ends() {
   const Machine& m = machine;
   if (!m.options.profile) return;
-  LaunchRecord record{m.kernel, m.grid, m.block_shape, m.cluster, m.config.cooperative, m.config.shared_bytes + m.static_used, m.counters, 0, 0, {}};
+  LaunchRecord record{
+      m.kernel, m.grid, m.block_shape, m.cluster, m.config.cooperative, m.config.shared_bytes + m.static_used, m.counters, 0,
+      0,        {}};
   for (const auto& [key, t] : traffic) {
     const auto [place, shared, write] = key;
     record.lines.push_back({describe_place(place), shared, write, t.requests, t.bytes, t.transactions, t.least});

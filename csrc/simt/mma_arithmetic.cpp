@@ -23,8 +23,12 @@ inline __attribute__((always_inline)) void accumulate(const float* a, const floa
 #else
 #define XLSTM_CLONES
 #endif
-XLSTM_CLONES void accumulate_float64(const float* a, const float* b, float* d, int m, int n, int k) { accumulate<double>(a, b, d, m, n, k); }
-XLSTM_CLONES void accumulate_float32(const float* a, const float* b, float* d, int m, int n, int k) { accumulate<float>(a, b, d, m, n, k); }
+XLSTM_CLONES void accumulate_float64(const float* a, const float* b, float* d, int m, int n, int k) {
+  accumulate<double>(a, b, d, m, n, k);
+}
+XLSTM_CLONES void accumulate_float32(const float* a, const float* b, float* d, int m, int n, int k) {
+  accumulate<float>(a, b, d, m, n, k);
+}
 
 int exponent(float x) {
   uint32_t bits;
@@ -65,9 +69,12 @@ void accumulate_hopper(const float* a, const float* b, float* d, int m, int n, i
 
 void multiply_accumulate(const float* a, const float* b, float* d, int m, int n, int k) {
   switch (machine.options.mma) {
-    case MmaModel::Float64: return accumulate_float64(a, b, d, m, n, k);
-    case MmaModel::Float32: return accumulate_float32(a, b, d, m, n, k);
-    case MmaModel::Hopper: return accumulate_hopper(a, b, d, m, n, k);
+    case MmaModel::Float64:
+      return accumulate_float64(a, b, d, m, n, k);
+    case MmaModel::Float32:
+      return accumulate_float32(a, b, d, m, n, k);
+    case MmaModel::Hopper:
+      return accumulate_hopper(a, b, d, m, n, k);
   }
 }
 

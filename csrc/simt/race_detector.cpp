@@ -85,8 +85,8 @@ void report(const Cell& before, bool before_writes, const Cell& now, bool now_wr
   const uint32_t then_place = before.place & kPlaceMask, now_place = now.place & kPlaceMask;
   if (reported[{then_place, now_place}]++ || found.size() >= kMostReports) return;
   found.push_back("data race on " + where(p) + ": " + (now_writes ? "write" : "read") + " by " + actor_name(now) + " at " +
-                  describe_place(now_place) + ", and unordered " + (before_writes ? "write" : "read") + " by " + actor_name(before) +
-                  " at " + describe_place(then_place));
+                  describe_place(now_place) + ", and unordered " + (before_writes ? "write" : "read") + " by " +
+                  actor_name(before) + " at " + describe_place(then_place));
 }
 
 void access_byte(const char* p, const Fiber* fiber, bool write, const Cell& now) {
@@ -152,7 +152,8 @@ void race_domain_begins() {
   if (!machine.options.races) return;
   ++domain_number;
   const Machine& m = machine;
-  for (uintptr_t page = reinterpret_cast<uintptr_t>(m.slab) / kPage; page <= reinterpret_cast<uintptr_t>(m.slab + m.slab_used) / kPage; ++page) {
+  for (uintptr_t page = reinterpret_cast<uintptr_t>(m.slab) / kPage;
+       page <= reinterpret_cast<uintptr_t>(m.slab + m.slab_used) / kPage; ++page) {
     const auto entry = pages.find(page);
     if (entry != pages.end()) entry->second->fill(Shadow{});  // other blocks' shared memory lay here
   }
@@ -175,7 +176,8 @@ void race_access(const Access& a) {
 uint32_t race_async_write(const void* p, size_t bytes, const Site& site) {
   if (!machine.options.races) return 0;
   Fiber* fiber = self;
-  const Cell now{++fiber->async_epoch, (fiber->index + 1) | kAsyncActor, intern(Place{site, nullptr}) | kAsyncMark, domain_number};
+  const Cell now{++fiber->async_epoch, (fiber->index + 1) | kAsyncActor, intern(Place{site, nullptr}) | kAsyncMark,
+                 domain_number};
   for (size_t i = 0; i < bytes; ++i) access_byte(static_cast<const char*>(p) + i, fiber, true, now);
   return now.epoch;
 }

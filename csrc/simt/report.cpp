@@ -42,7 +42,9 @@ std::string hexadecimal(unsigned v) {
   std::snprintf(text, sizeof text, "0x%08x", v);
   return text;
 }
-std::string describe(const Fiber* fiber) { return "thread " + to_string(fiber->thread) + " of block " + to_string(fiber->block->index); }
+std::string describe(const Fiber* fiber) {
+  return "thread " + to_string(fiber->thread) + " of block " + to_string(fiber->block->index);
+}
 
 std::string schedule_description() {
   static const char* const names[] = {"fifo", "reverse", "lifo", "random"};
@@ -53,7 +55,8 @@ std::string schedule_description() {
 }
 
 std::string deadlock_report() {
-  std::string text = std::string("simt: deadlock in ") + machine.kernel + " (" + schedule_description() + "): no thread can run\n";
+  std::string text =
+      std::string("simt: deadlock in ") + machine.kernel + " (" + schedule_description() + "): no thread can run\n";
   for (const Block& block : machine.blocks) {
     std::map<std::string, std::vector<uint32_t>> waiting;
     std::vector<uint32_t> gone;

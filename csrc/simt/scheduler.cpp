@@ -47,14 +47,16 @@ Fiber* take_ready() {
   while (m.ready_head == m.ready_tail)
     if (!land_one()) return nullptr;  // copies land when nothing else can happen
   switch (m.options.order) {
-    case Order::Lifo: return m.ready[--m.ready_tail & m.ready_mask];
+    case Order::Lifo:
+      return m.ready[--m.ready_tail & m.ready_mask];
     case Order::Random: {
       const uint32_t count = m.ready_tail - m.ready_head;
       const uint32_t pick = m.ready_head + uint32_t((next_random() >> 11) % count);
       std::swap(m.ready[pick & m.ready_mask], m.ready[m.ready_head & m.ready_mask]);
       break;
     }
-    default: break;
+    default:
+      break;
   }
   return m.ready[m.ready_head++ & m.ready_mask];
 }
@@ -107,7 +109,8 @@ void grow_pool(unsigned count, size_t stack_bytes) {
     m.pool_stack_bytes = (stack_bytes + kGuardPage - 1) / kGuardPage * kGuardPage;
   }
   while (m.pool.size() < count) {
-    void* memory = mmap(nullptr, m.pool_stack_bytes + kGuardPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, m.pool_stack_bytes + kGuardPage, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw Error("simt: no memory for the stacks of " + std::to_string(count) + " threads");
     mprotect(memory, kGuardPage, PROT_NONE);  // an overflow faults and does not touch the neighbour
     auto fiber = std::make_unique<Fiber>();
@@ -147,7 +150,8 @@ uint3 block_index(uint64_t domain, unsigned rank) {
   const uint3 grid = machine.grid, cluster = machine.cluster;
   if (machine.config.cooperative) return {rank % grid.x, rank / grid.x % grid.y, rank / grid.x / grid.y};
   const uint64_t nx = grid.x / cluster.x, ny = grid.y / cluster.y;
-  return {unsigned(domain % nx) * cluster.x + rank % cluster.x, unsigned(domain / nx % ny) * cluster.y + rank / cluster.x % cluster.y,
+  return {unsigned(domain % nx) * cluster.x + rank % cluster.x,
+          unsigned(domain / nx % ny) * cluster.y + rank / cluster.x % cluster.y,
           unsigned(domain / nx / ny) * cluster.z + rank / cluster.x / cluster.y};
 }
 
@@ -261,7 +265,8 @@ void block_on(const char* what, int64_t detail, const Site& site) {
 void fail(const std::string& message) {
   if (!self) throw Error("simt: " + message);
   machine.failed = true;
-  machine.error = std::string("simt: in ") + machine.kernel + ", " + describe(self) + " (" + schedule_description() + "): " + message;
+  machine.error =
+      std::string("simt: in ") + machine.kernel + ", " + describe(self) + " (" + schedule_description() + "): " + message;
   Fiber* me = self;
   self = nullptr;
   jump(me, &machine.main, false);  // the fiber is abandoned and its stack recycled

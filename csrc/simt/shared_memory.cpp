@@ -28,7 +28,8 @@ void prepare_shared_memory(unsigned blocks) {
     m.slab = nullptr;
     m.slab_capacity = 0;
     void* memory = nullptr;
-    if (posix_memalign(&memory, 1024, m.slab_used)) throw Error("simt: no memory for the shared memory of " + std::to_string(blocks) + " blocks");
+    if (posix_memalign(&memory, 1024, m.slab_used))
+      throw Error("simt: no memory for the shared memory of " + std::to_string(blocks) + " blocks");
     m.slab = static_cast<char*>(memory);
     m.slab_capacity = m.slab_used;
   }
@@ -56,7 +57,8 @@ void check_canaries() {
     const char* dynamic_end = b.dynamic_memory + machine.config.shared_bytes;
     if (!canary_intact(b.dynamic_memory - kCanaryBytes, b.dynamic_memory)) throw Error(in + "write before dynamic shared memory");
     if (!canary_intact(dynamic_end, b.static_memory))
-      throw Error(in + "write past dynamic shared memory, whose size at launch was " + std::to_string(machine.config.shared_bytes) + " bytes");
+      throw Error(in + "write past dynamic shared memory, whose size at launch was " +
+                  std::to_string(machine.config.shared_bytes) + " bytes");
     if (!canary_intact(b.static_memory + kStaticBytes, b.static_memory + kStaticBytes + kCanaryBytes))
       throw Error(in + "write past static shared memory");
   }

@@ -43,14 +43,14 @@ enum class AsyncKind { BulkLoad, TensorLoad, TensorStore, StoreValue };
 struct AsyncOperation {  // TMA, bulk copy or st.async in flight
   AsyncKind kind;
   char* shared;
-  Block* block;        // whose shared memory
-  TensorMap map;       // a copy: __grid_constant__ parameters live on a fiber's stack
+  Block* block;   // whose shared memory
+  TensorMap map;  // a copy: __grid_constant__ parameters live on a fiber's stack
   const void* global;
   int column, row;
   unsigned bytes;
-  uint64_t value[2];   // st.async
+  uint64_t value[2];  // st.async
   uint64_t* barrier;
-  bool remote;         // completes at cluster scope
+  bool remote;  // completes at cluster scope
   Fiber* issuer;
   uint32_t epoch, group;
   Site site;
@@ -86,7 +86,7 @@ struct Fiber {
   std::vector<PendingWgmma> wgmmas;
   std::vector<AsyncOperation> bulk_stores;
   uint32_t epoch = 1, warp_synced = 1, fence_epoch = 0, async_epoch = 0;  // race detector
-  Clock known;  // beyond what the whole warp knows
+  Clock known;                                                            // beyond what the whole warp knows
   char* stack = nullptr;
   void* asan_fake_stack = nullptr;
 };

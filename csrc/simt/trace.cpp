@@ -37,7 +37,8 @@ std::string source_lines(const void* code) {  // "kernel.cu:7", or "helper.cuh:3
   if (lines.empty()) return "an unknown line (addr2line is missing)";
   std::string all = lines[0];
   for (size_t i = 1; i < lines.size(); ++i)
-    if (lines[i].find("/simt/kernel_api.h") == std::string::npos && lines[i].find("/c++/") == std::string::npos && lines[i] != lines[i - 1])
+    if (lines[i].find("/simt/kernel_api.h") == std::string::npos && lines[i].find("/c++/") == std::string::npos &&
+        lines[i] != lines[i - 1])
       all += (i == 1 ? " (inlined at " : ", ") + lines[i];
   if (all.find(" (inlined") != std::string::npos) all += ")";
   return all;
@@ -48,7 +49,8 @@ uint32_t intern(const Place& place) {
   static const void* last_code = nullptr;
   static uint32_t last_number = 0;
   if (place.code && place.code == last_code) return last_number;
-  const auto [entry, fresh] = place_numbers.emplace(std::make_tuple(place.site.file, place.site.line, place.code), uint32_t(places.size()));
+  const auto [entry, fresh] =
+      place_numbers.emplace(std::make_tuple(place.site.file, place.site.line, place.code), uint32_t(places.size()));
   if (fresh) places.push_back(place);
   if (place.code) last_code = place.code, last_number = entry->second;
   return entry->second;
@@ -104,36 +106,33 @@ void trace_block_synchronised(Block& block) {
 
 }  // namespace xlstm::simt
 
-#define HOOK(name, bytes, flags)                                                                                          \
-  extern "C" __attribute__((visibility("hidden"))) void name(void* p) {                                                   \
-    if (xlstm::simt::tracing)                                                                                             \
-      xlstm::simt::record(p, bytes, flags, xlstm::simt::Place{{"", 0}, __builtin_return_address(0)});                     \
+#define HOOK(name, bytes, flags)                                                                                              \
+  extern "C" __attribute__((visibility("hidden"))) void name(void* p) {                                                       \
+    if (xlstm::simt::tracing) xlstm::simt::record(p, bytes, flags, xlstm::simt::Place{{"", 0}, __builtin_return_address(0)}); \
   }
-#define HOOKS(n)                                    \
-  HOOK(__tsan_read##n, n, xlstm::simt::kRead)       \
-  HOOK(__tsan_write##n, n, xlstm::simt::kWrite)     \
+#define HOOKS(n)                                       \
+  HOOK(__tsan_read##n, n, xlstm::simt::kRead)          \
+  HOOK(__tsan_write##n, n, xlstm::simt::kWrite)        \
   HOOK(__tsan_volatile_read##n, n, xlstm::simt::kRead) \
   HOOK(__tsan_volatile_write##n, n, xlstm::simt::kWrite)
 #define UNALIGNED_HOOKS(n)                              \
   HOOK(__tsan_unaligned_read##n, n, xlstm::simt::kRead) \
   HOOK(__tsan_unaligned_write##n, n, xlstm::simt::kWrite)
-HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
-UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
-#define RANGE_HOOK(name, flags)                                                                                           \
-  extern "C" __attribute__((visibility("hidden"))) void name(void* p, unsigned long bytes) {                              \
-    if (xlstm::simt::tracing && bytes)                                                                                    \
-      xlstm::simt::record(p, bytes, flags, xlstm::simt::Place{{"", 0}, __builtin_return_address(0)});                     \
+HOOKS(1)
+HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
+#define RANGE_HOOK(name, flags)                                                                       \
+  extern "C" __attribute__((visibility("hidden"))) void name(void* p, unsigned long bytes) {          \
+    if (xlstm::simt::tracing && bytes)                                                                \
+      xlstm::simt::record(p, bytes, flags, xlstm::simt::Place{{"", 0}, __builtin_return_address(0)}); \
   }
-RANGE_HOOK(__tsan_read_range, xlstm::simt::kRead)
-RANGE_HOOK(__tsan_write_range, xlstm::simt::kWrite)
-extern "C" {
-__attribute__((visibility("hidden"))) void __tsan_init() {}
-__attribute__((visibility("hidden"))) void __tsan_func_entry(void*) {}
-__attribute__((visibility("hidden"))) void __tsan_func_exit() {}
-__attribute__((visibility("hidden"))) void __tsan_vptr_update(void**, void*) {}
-__attribute__((visibility("hidden"))) void __tsan_vptr_read(void**) {}
-// The guard of a function-local static in host code.
-__attribute__((visibility("hidden"))) unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int) {
-  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
-}
+    RANGE_HOOK(__tsan_read_range, xlstm::simt::kRead) RANGE_HOOK(__tsan_write_range, xlstm::simt::kWrite) extern "C" {
+  __attribute__((visibility("hidden"))) void __tsan_init() {}
+  __attribute__((visibility("hidden"))) void __tsan_func_entry(void*) {}
+  __attribute__((visibility("hidden"))) void __tsan_func_exit() {}
+  __attribute__((visibility("hidden"))) void __tsan_vptr_update(void**, void*) {}
+  __attribute__((visibility("hidden"))) void __tsan_vptr_read(void**) {}
+  // The guard of a function-local static in host code.
+  __attribute__((visibility("hidden"))) unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int) {
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  }
 }

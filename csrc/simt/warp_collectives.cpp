@@ -13,7 +13,8 @@ void warp_collective(int kind, const char* name, unsigned mask, void* payload, C
   const auto here = [&] { return std::string(name) + " at " + to_string(site); };
   if (!(mask & bit)) fail(here() + ": mask " + hexadecimal(mask) + " does not name the calling lane " + std::to_string(me->lane));
   if (mask & ~warp->live)
-    fail(here() + ": mask " + hexadecimal(mask) + " names lanes that have exited or do not exist: " + hexadecimal(mask & ~warp->live));
+    fail(here() + ": mask " + hexadecimal(mask) +
+         " names lanes that have exited or do not exist: " + hexadecimal(mask & ~warp->live));
   Collective* c = nullptr;
   for (int i = 0; i < warp->collectives_open && !c; ++i) {
     Collective& open = warp->collectives[i];
@@ -68,7 +69,8 @@ void exchange(void* const* lanes, unsigned mask, const Collective& c, Warp*) {
   for (unsigned rest = mask; rest; rest &= rest - 1) {
     auto* mine = static_cast<Shuffled*>(lanes[__builtin_ctz(rest)]);
     if (mine->source < 0 || mine->source > 31 || !(mask >> mine->source & 1))
-      fail("shuffle at " + to_string(c.site) + " reads lane " + std::to_string(mine->source) + ", which is not in mask " + hexadecimal(mask));
+      fail("shuffle at " + to_string(c.site) + " reads lane " + std::to_string(mine->source) + ", which is not in mask " +
+           hexadecimal(mask));
     mine->result = static_cast<Shuffled*>(lanes[mine->source])->value;
   }
 }

@@ -28,7 +28,8 @@ int fragment_column(int t, int i) { return 8 * (i >> 2) + 2 * (t & 3) + (i & 1);
 // One element of an operand. K-major, in 16-byte units: ((8,m),2):((W,SBO),1), without swizzle ((8,m),2):((1,SBO),LBO);
 // MN-major: ((W,m),(8,k)):((1,LBO),(W,SBO)), without swizzle ((1,m),(8,k)):((x,SBO),(1,LBO)); W is the swizzle in 16-byte units.
 float element(const WgmmaOperation& o, uint64_t desc, bool mn_major, int mn, int k) {
-  const auto start = uint32_t(desc & 0x3fff) << 4, lbo = uint32_t(desc >> 16 & 0x3fff) << 4, sbo = uint32_t(desc >> 32 & 0x3fff) << 4;
+  const auto start = uint32_t(desc & 0x3fff) << 4, lbo = uint32_t(desc >> 16 & 0x3fff) << 4,
+             sbo = uint32_t(desc >> 32 & 0x3fff) << 4;
   const int mode = int(desc >> 62), units = mode == 0 ? 1 : mode == 1 ? 8 : mode == 2 ? 4 : 2;
   uint32_t offset;
   if (!mn_major) {
@@ -121,7 +122,8 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t desc_a, uint64_t desc_b,
   for (int t = 0; t < 128; ++t) {
     const auto* c = static_cast<Call*>(meeting.calls[t]);
     Fiber* fiber = machine.pool[first + t].get();
-    if (c->desc_a != desc_a || c->desc_b != desc_b) fail("wgmma at " + to_string(site) + ": threads of the warpgroup pass different descriptors");
+    if (c->desc_a != desc_a || c->desc_b != desc_b)
+      fail("wgmma at " + to_string(site) + ": threads of the warpgroup pass different descriptors");
     if (!operation->previous)
       for (int i = 0; i < n / 2; ++i) operation->d[size_t(fragment_row(t, i)) * n + fragment_column(t, i)] = c->d[i];
     if (a) std::memcpy(&operation->a[t * 4], c->a, 16);

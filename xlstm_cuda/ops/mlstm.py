@@ -92,9 +92,10 @@ class _MLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh, dC, dn, dm):
+        saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
-            gradients = _backward(dh, dC, dn, *ctx.saved_tensors, *ctx.options, ctx.exact)
-        gradients = differentiable_once("mlstm", gradients, (dh, dC, dn, *ctx.saved_tensors))
+            gradients = _backward(dh, dC, dn, *saved, *ctx.options, ctx.exact)
+        gradients = differentiable_once("mlstm", gradients, (dh, dC, dn, *saved))
         needed = ctx.needs_input_grad[:8]
         return *(g if need else None for g, need in zip(gradients, needed)), None, None, None
 

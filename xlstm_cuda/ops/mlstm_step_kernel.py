@@ -14,7 +14,8 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 
 def mlstm_step(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State,
-    *, scale: float, igate: str, normalize: bool, eps: float, backend: str,
+    *,
+    scale: float, igate: str, normalize: bool, eps: float, backend: str,
 ) -> tuple[Tensor, State]:  # fmt: skip
     """M1-M3 for one token; the state is left as it is.
 
@@ -30,12 +31,14 @@ def mlstm_step(
     Raises:
         TypeError: a dtype the kernel does not take. ValueError: a head dim it does not take.
     """
-    return _step(q, k, v, i, f, state, torch.empty_like(state[0], memory_format=torch.contiguous_format), scale, igate, normalize, eps, backend)
+    C_new = torch.empty(state[0].shape, dtype=torch.float32, device=q.device)
+    return _step(q, k, v, i, f, state, C_new, scale, igate, normalize, eps, backend)
 
 
 def mlstm_step_inplace(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State,
-    *, scale: float, igate: str, normalize: bool, eps: float, backend: str,
+    *,
+    scale: float, igate: str, normalize: bool, eps: float, backend: str,
 ) -> Tensor:  # fmt: skip
     """`mlstm_step` for decoding loops: overwrites the state's tensors, which must be contiguous, and returns h alone."""
     for name, x in zip("Cnm", state):

@@ -1,22 +1,121 @@
-"""sLSTM over the reference recurrence, until the native one takes this file's place."""
+"""The sLSTM as torch ops with an exact backward (S1-S4 in csrc/slstm/README.md).
+
+One forward and one backward op serve every kernel backend; `slstm_cpu` is the CPU's implementation.
+"""
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import torch
+from torch import Tensor
+
+from . import slstm_cpu
+from .library import define, differentiable_once
+
+State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
+
+_OPTIONAL_STATE = "Tensor? h0, Tensor? c0, Tensor? n0"
+_ROWS = "Tensor? reset, Tensor? cu_seqlens"
 
 
-def slstm(x, R, b, state, reset, cu_seqlens, forget_gate, backend):
-    """Validated operands of `functional.slstm`; returns h and the final h, c, n, m."""
-    from .. import functional
-
-    return functional.slstm(
-        x, R, b, state=state, return_state=True, reset=reset, cu_seqlens=cu_seqlens, forget_gate=forget_gate, backend="reference"
-    )
+def _implementation(backend: str) -> ModuleType:
+    if backend != "cpu":
+        raise RuntimeError(f"slstm: backend {backend!r} has no sLSTM kernels in this build; use backend 'cpu' or 'reference'")
+    return slstm_cpu
 
 
-def slstm_step(x, R, b, state, forget_gate, backend):
-    """Validated operands of `functional.slstm_step`, without gradients."""
-    from .. import functional
+def _forward_impl(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
+    return _implementation(backend).forward(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save)
 
-    with torch.no_grad():
-        return functional.slstm_step(x, R, b, state, forget_gate=forget_gate, backend="reference")
+
+def _forward_fake(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
+    B, S, _, NH, DH = x.shape
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dtype = slstm_cpu.state_dtype(x.dtype)
+    saved = slstm_cpu.saved_shapes(B, S, NH, DH) if save else ((0,), (0,))
+    last = (x.new_empty((N, NH, DH), dtype=dtype) for _ in range(4))
+    return x.new_empty((B, S, NH, DH)), *last, *(x.new_empty(shape, dtype=dtype) for shape in saved)
+
+
+def _backward_impl(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, forget_gate, backend):
+    implementation = _implementation(backend)
+    return implementation.backward(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, forget_gate)
+
+
+def _backward_fake(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, forget_gate, backend):
+    B, S, NH = gates.shape[:3]
+    DH = R.shape[-1]
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shapes = [(B, S, 4, NH, DH), (4, NH, DH, DH), (4, NH, DH)] + [(N, NH, DH)] * 4
+    return tuple(cells.new_empty(shape) for shape in shapes)
+
+
+_forward = define(
+    "slstm_forward",
+    f"(Tensor x, Tensor R, Tensor? b, {_OPTIONAL_STATE}, Tensor? m0, {_ROWS}, str forget_gate, bool save, str backend)"
+    " -> (Tensor h, Tensor h_last, Tensor c_last, Tensor n_last, Tensor m_last, Tensor gates, Tensor cells)",
+    _forward_impl,
+    _forward_fake,
+)
+_backward = define(
+    "slstm_backward",
+    f"(Tensor? dh, Tensor? dh_last, Tensor? dc_last, Tensor? dn_last, Tensor R, {_OPTIONAL_STATE}, {_ROWS},"
+    " Tensor gates, Tensor cells, str forget_gate, str backend)"
+    " -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, Tensor dn0, Tensor dm0)",
+    _backward_impl,
+    _backward_fake,
+)
+
+
+class _SLSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
+        h, h_last, c_last, n_last, m_last, gates, cells = _forward(
+            x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend
+        )
+        if save:
+            ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, gates, cells)
+        ctx.options = forget_gate, backend
+        ctx.dtypes = x.dtype, R.dtype, None if b is None else b.dtype
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(m_last)
+        return h, h_last, c_last, n_last, m_last
+
+    @staticmethod
+    def backward(ctx: Any, dh, dh_last, dc_last, dn_last, dm_last):
+        saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
+        with torch.no_grad():
+            dx, dR, db, *dstate = _backward(dh, dh_last, dc_last, dn_last, *saved, *ctx.options)
+            weights = [g if dtype is None else g.to(dtype) for g, dtype in zip((dx, dR, db), ctx.dtypes)]
+        incoming = (dh, dh_last, dc_last, dn_last)
+        gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *saved))
+        return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), None, None, None, None, None
+
+
+def slstm(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: State | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    forget_gate: str,
+    backend: str,
+) -> tuple[Tensor, State]:
+    """Validated operands of `functional.slstm`; returns h and the final h, c, n, m (m without gradient)."""
+    differentiable = (x, R, b, *(state or (None,) * 4))
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
+    h, *last = _SLSTM.apply(*differentiable, reset, cu_seqlens, forget_gate, save, backend)
+    return h, tuple(last)
+
+
+def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate: str, backend: str) -> tuple[Tensor, State]:
+    """Validated operands of `functional.slstm_step`, without gradients; returns h and the new h, c, n, m."""
+    operands = x.unsqueeze(1), R, b, *state, None, None, forget_gate, False
+    if torch.compiler.is_compiling():
+        out, *last, _, _ = _forward(*operands, backend)
+    else:  # the op's dispatch would cost more than the step itself
+        out, *last, _, _ = _implementation(backend).forward(*operands, single_step=True)
+    return out.squeeze(1), tuple(last)

@@ -72,4 +72,4 @@ def _no_steps(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: Stat
     C, n, m = state
     gauge = torch.exp(m - m.detach())  # 1, and carries dm0 = <C0, dC0> + <n0, dn0> as every step does
     h = v + sum(x.sum() for x in (q, k, i, f))
-    return h, (C * gauge[..., None, None], n * gauge[..., None], m)
+    return h, (C * gauge[..., None, None], n * gauge[..., None], m.clone())

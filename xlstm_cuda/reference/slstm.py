@@ -41,7 +41,7 @@ def slstm(
         h, c, n, m = state
         gauge = torch.exp(m - m.detach())
         unused = sum(w[..., :0].sum() for w in (R, b) if w is not None)
-        return x[:, :, 0] + unused, (h, c * gauge, n * gauge, m)
+        return x[:, :, 0] + unused, (h.clone(), c * gauge, n * gauge, m.clone())
     outputs = []
     for t in range(x.shape[1]):
         if reset is not None:

@@ -20,11 +20,20 @@ __global__ void stmatrix([[maybe_unused]] const uint32_t* in, [[maybe_unused]] u
   for (int m = 0; m < Matrices; ++m) r[m] = in[lane * Matrices + m];
   uint4* row = rows + 3 * (lane % (8 * Matrices));
   if constexpr (Matrices == 1) {
-    if constexpr (Transposed) device::stmatrix_x1_trans(row, r); else device::stmatrix_x1(row, r);
+    if constexpr (Transposed)
+      device::stmatrix_x1_trans(row, r);
+    else
+      device::stmatrix_x1(row, r);
   } else if constexpr (Matrices == 2) {
-    if constexpr (Transposed) device::stmatrix_x2_trans(row, r); else device::stmatrix_x2(row, r);
+    if constexpr (Transposed)
+      device::stmatrix_x2_trans(row, r);
+    else
+      device::stmatrix_x2(row, r);
   } else {
-    if constexpr (Transposed) device::stmatrix_x4_trans(row, r); else device::stmatrix_x4(row, r);
+    if constexpr (Transposed)
+      device::stmatrix_x4_trans(row, r);
+    else
+      device::stmatrix_x4(row, r);
   }
   __syncwarp();
   if (lane < 8 * Matrices) reinterpret_cast<uint4*>(out)[lane] = rows[3 * lane];
@@ -85,7 +94,8 @@ __global__ void store_async_ring([[maybe_unused]] const uint32_t* in, [[maybe_un
   };
   XLSTM_SHARED(mailbox, Mailbox);
   constexpr unsigned kBytes = 4 * 16 + 4 * 4;
-  const unsigned rank = device::cluster_rank(), size = device::cluster_size(), right = (rank + 1) % size, left = (rank + size - 1) % size;
+  const unsigned rank = device::cluster_rank(), size = device::cluster_size(), right = (rank + 1) % size,
+                 left = (rank + size - 1) % size;
   const int t = threadIdx.x;
   if (t == 0) {
     device::mbarrier_init(&mailbox.full, 1);
@@ -113,7 +123,8 @@ __global__ void store_async_ring([[maybe_unused]] const uint32_t* in, [[maybe_un
 #endif
 }
 
-__global__ void bulk_load([[maybe_unused]] const uint32_t* in, [[maybe_unused]] uint32_t* out, [[maybe_unused]] int n) {  // n words
+__global__ void bulk_load([[maybe_unused]] const uint32_t* in, [[maybe_unused]] uint32_t* out,
+                          [[maybe_unused]] int n) {  // n words
 #if XLSTM_DEVICE_ARCH >= 900
   auto* words = device::dynamic_shared<uint32_t>();
   XLSTM_SHARED(arrived, uint64_t[1]);

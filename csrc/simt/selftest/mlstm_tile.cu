@@ -30,7 +30,8 @@ XLSTM_DEVICE void load_rows(Element (*tile)[kPadded], const Element* source, int
   }
 }
 
-XLSTM_DEVICE void load_stage(Shared& s, int stage, const Element* k, const Element* v, const float* F, const float* I, int first, int S) {
+XLSTM_DEVICE void load_stage(Shared& s, int stage, const Element* k, const Element* v, const float* F, const float* I, int first,
+                             int S) {
   load_rows(s.k[stage], k, first, kKeys, S);
   load_rows(s.v[stage], v, first, kKeys, S);
   for (int x = int(threadIdx.x); x < kKeys; x += int(blockDim.x)) {
@@ -40,8 +41,8 @@ XLSTM_DEVICE void load_stage(Shared& s, int stage, const Element* k, const Eleme
   }
 }
 
-__global__ void __launch_bounds__(128) tile_kernel(const Element* q, const Element* k, const Element* v, const float* F, const float* I, float* h,
-                                                   float* m_out, int S) {
+__global__ void __launch_bounds__(128) tile_kernel(const Element* q, const Element* k, const Element* v, const float* F,
+                                                   const float* I, float* h, float* m_out, int S) {
   Shared& s = *device::dynamic_shared<Shared>();
   const int lane = int(threadIdx.x % 32), warp_row = int(threadIdx.x / 32) * 16, first_row = int(blockIdx.x) * kRows;
   const int row[2] = {first_row + warp_row + lane / 4, first_row + warp_row + lane / 4 + 8};  // of elements 0-1 and 2-3
@@ -106,8 +107,8 @@ __global__ void __launch_bounds__(128) tile_kernel(const Element* q, const Eleme
 #pragma unroll
     for (int key = 0; key < kKeys; key += 16) {  // accumulators are laid out as the next product's operand a
       const float *x = score[key / 8], *y = score[key / 8 + 1];
-      const uint32_t a[4] = {device::pack<Element>(x[0], x[1]), device::pack<Element>(x[2], x[3]), device::pack<Element>(y[0], y[1]),
-                             device::pack<Element>(y[2], y[3])};
+      const uint32_t a[4] = {device::pack<Element>(x[0], x[1]), device::pack<Element>(x[2], x[3]),
+                             device::pack<Element>(y[0], y[1]), device::pack<Element>(y[2], y[3])};
       const device::Coordinate b_row = device::b_ldmatrix_trans_row(lane);
 #pragma unroll
       for (int d = 0; d < D; d += 16) {
@@ -136,7 +137,8 @@ __global__ void __launch_bounds__(128) tile_kernel(const Element* q, const Eleme
 
 }  // namespace
 
-void mlstm_tile(const void* q, const void* k, const void* v, const float* F, const float* I, float* h, float* m, int BH, int S, void* stream) {
+void mlstm_tile(const void* q, const void* k, const void* v, const float* F, const float* I, float* h, float* m, int BH, int S,
+                void* stream) {
   if (BH == 0 || S == 0) return;
   device::LaunchConfig config;
   config.grid = dim3(unsigned(S + kRows - 1) / kRows, unsigned(BH));

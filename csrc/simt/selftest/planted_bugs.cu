@@ -2,6 +2,7 @@
 // Comments with a kernel's name mark the lines that a report has to show (python_tests/test_simt_races.py reads them here).
 #include "device/async_copy.cuh"
 #include "device/barrier.cuh"
+#include "device/bulk.cuh"
 #include "device/cluster.cuh"
 #include "device/convert.cuh"
 #include "device/launch.cuh"
@@ -11,7 +12,6 @@
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
 #include "device/wgmma.cuh"
-#include "device/bulk.cuh"
 #include "simt/selftest/primitives.h"
 
 namespace xlstm::selftest {
@@ -27,7 +27,9 @@ __global__ void divergent_barrier(const uint32_t*, uint32_t*, int) {
 __global__ void barrier_not_reached(const uint32_t*, uint32_t*, int) {
   if (threadIdx.x < 96) device::named_barrier_sync(3, 128);
 }
-__global__ void barrier_counts_differ(const uint32_t*, uint32_t*, int) { device::named_barrier_sync(1, threadIdx.x < 32 ? 64 : 128); }
+__global__ void barrier_counts_differ(const uint32_t*, uint32_t*, int) {
+  device::named_barrier_sync(1, threadIdx.x < 32 ? 64 : 128);
+}
 __global__ void overlapping_masks(const uint32_t*, uint32_t* out, int) {
   const unsigned lane = threadIdx.x % 32;
   out[threadIdx.x] = __shfl_xor_sync(lane < 16 ? 0x0001ffffu : 0xffffff00u, lane, 1);
@@ -122,15 +124,15 @@ __global__ void uninitialised_shared(const uint32_t*, uint32_t* out, int) {
 // ---- races
 __global__ void missing_barrier(const uint32_t* in, uint32_t* out, int) {
   XLSTM_SHARED(words, uint32_t[128]);
-  words[threadIdx.x] = in[threadIdx.x];  // PARTNER missing_barrier
+  words[threadIdx.x] = in[threadIdx.x];         // PARTNER missing_barrier
   out[threadIdx.x] = words[127 - threadIdx.x];  // BUG missing_barrier
 }
 __global__ void missing_syncwarp(const uint32_t* in, uint32_t* out, int) {
   XLSTM_SHARED(words, uint32_t[128]);
   const unsigned t = threadIdx.x;
-  words[t] = in[t];  // PARTNER missing_syncwarp
+  words[t] = in[t];                                 // PARTNER missing_syncwarp
   __syncwarp(t % 32 < 16 ? 0xffffu : 0xffff0000u);  // halves do not wait for each other
-  out[t] = words[t ^ 31];  // BUG missing_syncwarp
+  out[t] = words[t ^ 31];                           // BUG missing_syncwarp
 }
 __global__ void copy_without_barrier(const uint32_t* in, uint32_t* out, int) {  // the wait covers one's own copies only
   auto* slots = device::dynamic_shared<uint4>();
@@ -186,7 +188,8 @@ __global__ void wait_at_block_scope(const uint32_t* in, uint32_t* out, int) {  /
   }
   device::cluster_sync();
   if (threadIdx.x < 32) {
-    device::store_async(&words[threadIdx.x], in[threadIdx.x], barrier, device::cluster_rank() ^ 1);  // PARTNER wait_at_block_scope
+    const unsigned peer = device::cluster_rank() ^ 1;
+    device::store_async(&words[threadIdx.x], in[threadIdx.x], barrier, peer);  // PARTNER wait_at_block_scope
     device::mbarrier_wait(barrier, 0);
     out[blockIdx.x * 32 + threadIdx.x] = words[threadIdx.x];  // BUG wait_at_block_scope
   }
@@ -194,7 +197,8 @@ __global__ void wait_at_block_scope(const uint32_t* in, uint32_t* out, int) {  /
 }
 __global__ void missing_proxy_fence(const uint32_t* in, uint32_t* out, int) {
   auto* b = device::dynamic_shared<__nv_bfloat16>();
-  for (int x = int(threadIdx.x); x < 512; x += 128) b[x] = device::from_float<__nv_bfloat16>(float(in[x]));  // PARTNER missing_proxy_fence
+  for (int x = int(threadIdx.x); x < 512; x += 128)
+    b[x] = device::from_float<__nv_bfloat16>(float(in[x]));  // PARTNER missing_proxy_fence
   __syncthreads();
   float d[16] = {};
   const uint32_t a[4] = {};

@@ -20,9 +20,7 @@ XLSTM_DEVICE float as_float(uint32_t word) { return __uint_as_float(word); }
 XLSTM_DEVICE uint32_t as_word(float x) { return __float_as_uint(x); }
 
 // ---- lanes and warps
-__global__ void lanes(const uint32_t*, uint32_t* out, int) {
-  out[threadIdx.x] = device::lane_id() | device::warp_id() << 8;
-}
+__global__ void lanes(const uint32_t*, uint32_t* out, int) { out[threadIdx.x] = device::lane_id() | device::warp_id() << 8; }
 __global__ void shuffles(const uint32_t* in, uint32_t* out, int) {
   const int lane = threadIdx.x;
   const uint32_t x = in[lane];
@@ -152,11 +150,20 @@ __global__ void ldmatrix(const uint32_t* in, uint32_t* out, int) {  // in: Matri
   uint32_t r[Matrices];
   const uint4* row = slots + 3 * (lane % (8 * Matrices));
   if constexpr (Matrices == 1) {
-    if constexpr (Transposed) device::ldmatrix_x1_trans(r, row); else device::ldmatrix_x1(r, row);
+    if constexpr (Transposed)
+      device::ldmatrix_x1_trans(r, row);
+    else
+      device::ldmatrix_x1(r, row);
   } else if constexpr (Matrices == 2) {
-    if constexpr (Transposed) device::ldmatrix_x2_trans(r, row); else device::ldmatrix_x2(r, row);
+    if constexpr (Transposed)
+      device::ldmatrix_x2_trans(r, row);
+    else
+      device::ldmatrix_x2(r, row);
   } else {
-    if constexpr (Transposed) device::ldmatrix_x4_trans(r, row); else device::ldmatrix_x4(r, row);
+    if constexpr (Transposed)
+      device::ldmatrix_x4_trans(r, row);
+    else
+      device::ldmatrix_x4(r, row);
   }
   for (int m = 0; m < Matrices; ++m) out[lane * Matrices + m] = r[m];
 }
@@ -166,9 +173,11 @@ __global__ void mma16(const uint32_t* in, uint32_t* out, int) {
   const int lane = threadIdx.x;
   float a[8], b[4], d[4];
   for (int i = 0; i < 8; ++i) a[i] = as_float(in[device::a_coordinate(lane, i).row * 16 + device::a_coordinate(lane, i).column]);
-  for (int i = 0; i < 4; ++i) b[i] = as_float(in[256 + device::b_coordinate(lane, i).row * 8 + device::b_coordinate(lane, i).column]);
+  for (int i = 0; i < 4; ++i)
+    b[i] = as_float(in[256 + device::b_coordinate(lane, i).row * 8 + device::b_coordinate(lane, i).column]);
   device::for_each_c(lane, [&](int i, int row, int column) { d[i] = as_float(in[384 + row * 8 + column]); });
-  const uint32_t a_frag[4] = {device::pack<T>(a[0], a[1]), device::pack<T>(a[2], a[3]), device::pack<T>(a[4], a[5]), device::pack<T>(a[6], a[7])};
+  const uint32_t a_frag[4] = {device::pack<T>(a[0], a[1]), device::pack<T>(a[2], a[3]), device::pack<T>(a[4], a[5]),
+                              device::pack<T>(a[6], a[7])};
   const uint32_t b_frag[2] = {device::pack<T>(b[0], b[1]), device::pack<T>(b[2], b[3])};
   device::mma_m16n8k16<T>(d, a_frag, b_frag);
   device::for_each_c(lane, [&](int i, int row, int column) { out[row * 8 + column] = as_word(d[i]); });
@@ -182,9 +191,12 @@ __global__ void mma_registers(const uint32_t* in, uint32_t* out, int) {
   for (int i = 0; i < 4; ++i) a[i] = in[lane * 10 + i];
   for (int i = 0; i < 2; ++i) b[i] = in[lane * 10 + 4 + i];
   for (int i = 0; i < 4; ++i) d[i] = as_float(in[lane * 10 + 6 + i]);
-  if constexpr (Type == 0) device::mma_m16n8k16<__nv_bfloat16>(d, a, b);
-  else if constexpr (Type == 1) device::mma_m16n8k16<__half>(d, a, b);
-  else device::mma_m16n8k8_tf32(d, a, b);
+  if constexpr (Type == 0)
+    device::mma_m16n8k16<__nv_bfloat16>(d, a, b);
+  else if constexpr (Type == 1)
+    device::mma_m16n8k16<__half>(d, a, b);
+  else
+    device::mma_m16n8k8_tf32(d, a, b);
   for (int i = 0; i < 4; ++i) out[lane * 4 + i] = as_word(d[i]);
 }
 __global__ void fragment_coordinates(const uint32_t*, uint32_t* out, int) {  // row << 8 | column of every element

@@ -46,7 +46,9 @@ bool right(const Tensors& t) {
   for (int head = 0; head < kHeads; ++head)
     for (int row = 0; row < kSteps; ++row) {
       const float *F = &t.F[size_t(head) * kSteps], *I = &t.I[size_t(head) * kSteps];
-      const auto at = [&](const std::vector<__nv_bfloat16>& x, int s, int d) { return double(__bfloat162float(x[(size_t(head) * kSteps + s) * kDim + d])); };
+      const auto at = [&](const std::vector<__nv_bfloat16>& x, int s, int d) {
+        return double(__bfloat162float(x[(size_t(head) * kSteps + s) * kDim + d]));
+      };
       double m = -INFINITY, sum = 0, largest = 0, error = 0;
       for (int j = 0; j <= row; ++j) m = std::fmax(m, double(F[row]) - F[j] + I[j]);
       std::vector<double> h(kDim, 0.0);
@@ -80,7 +82,8 @@ int main(int argc, char** argv) {
   options.races = std::atoi(argv[4]) != 0;
   Tensors t = make();
   try {
-    xlstm::selftest::mlstm_tile(t.q.data(), t.k.data(), t.v.data(), t.F.data(), t.I.data(), t.h.data(), t.m.data(), kHeads, kSteps, nullptr);
+    xlstm::selftest::mlstm_tile(t.q.data(), t.k.data(), t.v.data(), t.F.data(), t.I.data(), t.h.data(), t.m.data(), kHeads,
+                                kSteps, nullptr);
   } catch (const xlstm::simt::Error& error) {
     std::printf("%s\n", error.what());
     return 2;

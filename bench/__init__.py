@@ -1,0 +1,1 @@
+"""How fast the operations are on this machine, next to what users have today."""

@@ -1,0 +1,6 @@
+#pragma once
+
+namespace xlstm {
+// Raised with every change of a binding's signature; xlstm_cuda/native.py expects this number of every compiled module.
+constexpr int kAbiVersion = 2;
+}  // namespace xlstm

@@ -1,0 +1,102 @@
+"""Operands, the float64 truth and the error measure that the sLSTM tests share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tolerances import SLSTM_GRAD, SLSTM_H
+from torch import Tensor
+
+from xlstm_cuda import functional
+from xlstm_cuda.native import _C
+
+NAMES = ("h", "h_last", "c_last", "n_last", "m_last", "dx", "dR", "db", "dh0", "dc0", "dn0", "dm0")
+
+ISAS = [
+    pytest.param(isa, marks=() if isa in _C.cpu_isas() else pytest.mark.skip(reason=f"this CPU has no {isa}"))
+    for isa in ("baseline", "avx2", "avx512")
+]
+
+
+@dataclass
+class Case:
+    """Operands of one call, and the gradients that enter its results."""
+
+    x: Tensor
+    R: Tensor
+    b: Tensor | None
+    state: tuple[Tensor, ...] | None
+    dh: Tensor
+    dstate: tuple[Tensor, Tensor, Tensor]  # on the final h, c, n
+    options: dict = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same values, rounded to `dtype` where the call takes x's dtype; states keep at least float32."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        state = None if self.state is None else tuple(s.to(wide) for s in self.state)
+        b = None if self.b is None else self.b.to(dtype)
+        dstate = tuple(d.to(wide) for d in self.dstate)
+        return Case(self.x.to(dtype), self.R.to(dtype), b, state, self.dh.to(dtype), dstate, self.options)
+
+
+def make_case(B: int, S: int, NH: int, DH: int, *, rows: int | None = None, state: bool = True, seed: int = 0, **options) -> Case:
+    """Random operands in float64 whose values float32 and, but for states, bfloat16 hold exactly."""
+    g = torch.Generator().manual_seed(seed)
+    rows = B if rows is None else rows
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).bfloat16().double()
+
+    start = None
+    if state:
+        start = tuple(normal(rows, NH, DH) for _ in range(2))
+        start += (torch.rand((rows, NH, DH), generator=g).bfloat16().double() + 1, normal(rows, NH, DH))
+    return Case(
+        x=normal(B, S, 4, NH, DH) + torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)[:, None, None],
+        R=(torch.randn((4, NH, DH, DH), generator=g) / DH**0.5).bfloat16().double(),
+        b=normal(4, NH, DH),
+        state=start,
+        dh=normal(B, S, NH, DH),
+        dstate=tuple(normal(rows, NH, DH) for _ in range(3)),
+        options=options,
+    ).to(torch.bfloat16).to(torch.float64)  # fmt: skip
+
+
+def run(case: Case, backend: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Results and gradients of one call, by name."""
+    case = case.to(dtype)
+    leaves = {"dx": case.x, "dR": case.R}
+    if case.b is not None:
+        leaves["db"] = case.b
+    if case.state is not None:
+        leaves |= dict(zip(("dh0", "dc0", "dn0", "dm0"), case.state))
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    state = tuple(leaves[name] for name in ("dh0", "dc0", "dn0", "dm0")) if case.state is not None else None
+    h, last = functional.slstm(
+        leaves["dx"], leaves["dR"], leaves.get("db"), state=state, return_state=True, backend=backend, **case.options
+    )
+    outputs, incoming = (h, last.h, last.c, last.n), (case.dh, *case.dstate)
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), incoming)
+    results = dict(zip(NAMES, (h, *last))) | dict(zip(leaves, gradients))
+    return {name: value.detach() for name, value in results.items()}
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    """Root-mean-square error relative to the truth's, in units of 1 where the truth is below 1e-3."""
+    assert got.shape == truth.shape
+    if got.numel() == 0:
+        return 0.0
+    difference = (got.double() - truth).pow(2).mean().sqrt()
+    return (difference / truth.pow(2).mean().sqrt().clamp_min(1e-3)).item()
+
+
+def assert_close(got: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.dtype, widest_gate: float = 0.0) -> None:
+    """Every result within the tolerance of its dtype; float32 cannot tell gates of 1e4 apart to better than 1e-3."""
+    assert got.keys() == truth.keys()
+    rounding = 2.0**-52 if dtype == torch.float64 else 2.0**-24
+    for name, value in got.items():
+        tolerance = (SLSTM_H if name.startswith(("h", "c", "n", "m")) else SLSTM_GRAD)[dtype]
+        assert torch.isfinite(value).all(), f"{name} is not finite"
+        assert error(value, truth[name]) <= max(tolerance, rounding * (16 + 2 * widest_gate)), name

@@ -1,0 +1,79 @@
+"""Causal depthwise convolution over time, with the last inputs as its state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    """y_t = bias + sum_j weight_j x_{t+j}: x (B, S+K-1, D), weight (K, D), bias (D) -> y (B, S, D), of x's dtype.
+
+    K shifted multiply-adds in place, in float32 or wider. On a CPU they are far faster than torch's depthwise conv1d, which needs
+    time on the last axis; autograd through the same adds would write a zero-filled gradient for every shift.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
+        S, x_, w, b = x.shape[1] - K + 1, x.to(wide), weight.to(wide), bias.to(wide)
+        y = torch.addcmul(b, x_[:, :S], w[0])
+        for j in range(1, K):
+            y.addcmul_(x_[:, j : j + S], w[j])
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (dy,), (x, weight) = gradients, ctx.saved_tensors
+        K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
+        S, x_, w, dy = x.shape[1] - K + 1, x.to(wide), weight.to(wide), dy.to(wide)
+        dx = torch.zeros_like(x_)
+        for j in range(K):
+            dx[:, j : j + S].addcmul_(dy, w[j])
+        dweight = torch.stack([(dy * x_[:, j : j + S]).sum((0, 1)) for j in range(K)])
+        return dx.to(x.dtype), dweight.to(weight.dtype), dy.sum((0, 1)).to(weight.dtype)
+
+
+class CausalConv1d(nn.Module):
+    """y_t = bias + sum_j weight_j x_{t-K+1+j} for every feature on its own. Input and output (B, S, D)."""
+
+    def __init__(self, features: int, kernel_size: int):
+        super().__init__()
+        self.kernel_size = kernel_size
+        # The parameters are kept in an nn.Conv1d for the official keys `conv.weight` (D, 1, K) and `conv.bias` (D).
+        self.conv = nn.Conv1d(features, features, kernel_size, groups=features)
+
+    def reset_parameters(self) -> None:
+        """U(-1, 1) / sqrt(K) for weight and bias, nn.Conv1d's own."""
+        self.conv.reset_parameters()
+
+    def forward(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> Tensor:
+        """``state`` as `last_inputs` returns it; None means zeros before the first step."""
+        before = self.kernel_size - 1
+        padded = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
+
+    def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
+        """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
+        K, S = self.kernel_size, x.shape[1]
+        if S >= K:
+            return (x[:, S - K :].clone(),)
+        if state is None:
+            return (pad(x, (0, 0, K - S, 0)),)
+        return (torch.cat([self._before(x, state, K)[:, S:], x], 1),)
+
+    def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int) -> Tensor:
+        """The last ``count`` inputs before x, (B, count, D). Official states hold K (from step) or K - 1 (from forward)."""
+        K, (B, _, D) = self.kernel_size, x.shape
+        held = state if isinstance(state, Tensor) else state[0]
+        if held.dim() != 3 or held.shape[0] != B or held.shape[1] not in (K - 1, K) or held.shape[2] != D:
+            raise ValueError(f"conv_state: got shape {tuple(held.shape)}, expected (B, K, D) = {(B, K, D)}")
+        held = pad(held.to(x.dtype), (0, 0, K - held.shape[1], 0))
+        return held[:, K - count :]

@@ -1,0 +1,252 @@
+"""The mLSTM layer and its pre up-projection block (arXiv 2405.04517, figure 11).
+
+(a, g) = proj_up(x);  c = SiLU(conv(a));  q, k = blockdiag(c);  v = blockdiag(a);  i, f = Linear(q, k, v)
+y = proj_down((norm(mlstm(q, k, v, i, f)) + learnable_skip * c) * SiLU(g))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from .. import functional
+from ..states import MLSTMState
+from .conv import CausalConv1d
+from .feedforward import UpProjConfigMixin
+from .headwise import LinearHeadwise
+from .init import linspace_bias_, small_init_, wang_init_
+from .norms import LayerNorm, MultiHeadLayerNorm
+from .residual import LayerState, ResidualBlock, check_input, layer_state
+
+
+@dataclass
+class mLSTMLayerConfig(UpProjConfigMixin):
+    """Fields and defaults of `xlstm` 2.0.6. `context_length` is accepted and limits nothing."""
+
+    conv1d_kernel_size: int = 4
+    qkv_proj_blocksize: int = 4
+    num_heads: int = 4
+    proj_factor: float = 2.0
+
+    # set by the stack
+    embedding_dim: int = -1
+    bias: bool = False
+    dropout: float = 0.0
+    context_length: int = -1
+
+    _num_blocks: int | None = 1
+    _inner_embedding_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        self._set_proj_up_dim(self.embedding_dim)
+        self._inner_embedding_dim = self._proj_up_dim
+
+
+@dataclass
+class mLSTMBlockConfig:
+    """Fields and defaults of `xlstm` 2.0.6."""
+
+    mlstm: mLSTMLayerConfig = field(default_factory=mLSTMLayerConfig)
+
+    _num_blocks: int | None = None
+    _block_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        self.mlstm._num_blocks = self._num_blocks
+        self.mlstm.__post_init__()
+
+
+class mLSTMCell(nn.Module):
+    """Gates, recurrence and output norm. q, k, v (B, S, I) -> h (B, S, I).
+
+    The state has the official form: C (B, NH, DH, DH), n (B, NH, DH, 1), m (B, NH, 1, 1), with 1/sqrt(DH) counted in k.
+    """
+
+    def __init__(self, features: int, num_heads: int):
+        super().__init__()
+        if num_heads < 1 or features % num_heads:
+            raise ValueError(f"num_heads: got {num_heads}, expected a divisor of the inner dimension, {features}")
+        self.features, self.num_heads = features, num_heads
+        self.igate = nn.Linear(3 * features, num_heads)
+        self.fgate = nn.Linear(3 * features, num_heads)
+        self.outnorm = MultiHeadLayerNorm(features)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gates that ignore their input: forget gates spaced over the heads from 3 to 6, input gates N(0, 0.1^2)."""
+        self.outnorm.reset_parameters()
+        nn.init.zeros_(self.fgate.weight)
+        linspace_bias_(self.fgate.bias, 3.0, 6.0)
+        nn.init.zeros_(self.igate.weight)
+        nn.init.normal_(self.igate.bias, std=0.1)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Sequence[Tensor] | None = None,
+        single_step: bool = False,
+        backend: str | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """h (B, S, I) and the state after the last step; ``single_step`` takes the decode path, S = 1."""
+        B, S, _ = q.shape
+        NH, DH = self.num_heads, self.features // self.num_heads
+        i, f = self._gates(q, k, v).view(B, S, 2, NH).unbind(2)
+        q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
+        before = None if state is None else _without_ones(state, q)
+        if single_step:
+            q, k, v, i, f = (x.squeeze(1) for x in (q, k, v, i, f))
+            h, last = functional.mlstm_step(q, k, v, i, f, before or _fresh(q), scale=1.0, backend=backend)
+            h = h.unsqueeze(1)
+        else:
+            h, last = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
+        C, n, m = last
+        return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
+
+    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Pre-activations (B, S, 2 NH), input gates first: Linear(cat(q, k, v)) without writing the cat."""
+        weight = torch.cat([self.igate.weight, self.fgate.weight])
+        bias = torch.cat([self.igate.bias, self.fgate.bias])
+        of_q, of_k, of_v = weight.split(self.features, 1)
+        return linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)
+
+
+def _state_dtype(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _fresh(like: Tensor) -> MLSTMState:
+    """The state before the first step; ``like`` is q (B, NH, DH)."""
+    B, NH, DH = like.shape
+    shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
+    return MLSTMState(*(like.new_zeros(shape, dtype=_state_dtype(like)) for shape in shapes))
+
+
+def _without_ones(state: Sequence[Tensor], like: Tensor) -> MLSTMState:
+    """The official state without its trailing axes of size 1, in the dtype of states; ``like`` is q (B, S, NH, DH)."""
+    if len(state) != 3:
+        raise ValueError(f"mlstm_state: got {len(state)} tensors, expected (C, n, m)")
+    B, _, NH, DH = like.shape
+    shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
+    official = ((B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1))
+    for name, part, accepted, expected in zip("Cnm", state, shapes, official):
+        if tuple(part.shape) not in (accepted, expected):
+            raise ValueError(f"mlstm_state.{name}: got shape {tuple(part.shape)}, expected {expected}")
+    return MLSTMState(*(part.to(_state_dtype(like)).reshape(shape) for part, shape in zip(state, shapes)))
+
+
+class mLSTMLayer(nn.Module):
+    """Input and output (B, S, D); the inner width is I = proj_factor * D, rounded up to a multiple of 64."""
+
+    config_class = mLSTMLayerConfig
+
+    def __init__(self, config: mLSTMLayerConfig):
+        super().__init__()
+        self.config = config
+        D, inner = config.embedding_dim, config._inner_embedding_dim
+        if D < 1 or not inner:
+            raise ValueError(f"mLSTMLayerConfig: got embedding_dim {D}, proj_factor {config.proj_factor}, expected both positive")
+        if config.conv1d_kernel_size < 0:
+            raise ValueError(f"conv1d_kernel_size: got {config.conv1d_kernel_size}, expected at least 0 (0 is no convolution)")
+        if not 1 <= config.qkv_proj_blocksize <= inner:
+            raise ValueError(f"qkv_proj_blocksize: got {config.qkv_proj_blocksize}, expected 1 to {inner}, the inner dimension")
+        blocks = inner // config.qkv_proj_blocksize
+        self.proj_up = nn.Linear(D, 2 * inner, bias=config.bias)
+        self.q_proj = LinearHeadwise(inner, blocks, bias=config.bias)
+        self.k_proj = LinearHeadwise(inner, blocks, bias=config.bias)
+        self.v_proj = LinearHeadwise(inner, blocks, bias=config.bias)
+        self.conv1d = CausalConv1d(inner, config.conv1d_kernel_size) if config.conv1d_kernel_size > 0 else None
+        self.mlstm_cell = mLSTMCell(inner, config.num_heads)
+        self.learnable_skip = nn.Parameter(torch.empty(inner))
+        self.proj_down = nn.Linear(inner, D, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small init of proj_up and q, k, v (for D inputs), Wang init of proj_down, skip 1, zero biases; cell as documented."""
+        D = self.config.embedding_dim
+        small_init_(self.proj_up.weight, D)
+        wang_init_(self.proj_down.weight, D, self.config._num_blocks)
+        for projection in (self.proj_up, self.proj_down):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        for headwise in (self.q_proj, self.k_proj, self.v_proj):
+            headwise.reset_parameters(D)
+        if self.conv1d is not None:
+            self.conv1d.reset_parameters()
+        nn.init.ones_(self.learnable_skip)
+        self.mlstm_cell.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        return_last_state: bool = False,
+        *,
+        mlstm_state: Sequence[Tensor] | None = None,
+        conv_state: Sequence[Tensor] | Tensor | None = None,
+        backend: str | None = None,
+    ) -> Any:
+        """A sequence or a piece of one.
+
+        Args:
+            x: (B, S, D), any S.
+            state: {"mlstm_state": (C (B, NH, DH, DH), n (B, NH, DH, 1), m (B, NH, 1, 1)), "conv_state": (inputs (B, K, I),)}
+                before the first step, the official form; None or a missing key is fresh. The two may also be given as keywords.
+            return_last_state: also return the state after the last step, in the same form.
+            backend: of xlstm_cuda.functional; None goes by device.
+
+        Returns:
+            y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
+        """
+        check_input(x, self.config.embedding_dim)
+        before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
+        y, last = self._run(x, before, return_last_state, False, backend)
+        return (y, last) if return_last_state else y
+
+    def step(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        mlstm_state: Sequence[Tensor] | None = None,
+        conv_state: Sequence[Tensor] | Tensor | None = None,
+        backend: str | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
+        check_input(x, self.config.embedding_dim, single_step=True)
+        before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
+        return self._run(x, before, True, True, backend)
+
+    def _run(
+        self, x: Tensor, state: LayerState, return_state: bool, single_step: bool, backend: str | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        a, gate = self.proj_up(x).chunk(2, -1)
+        c = silu(a if self.conv1d is None else self.conv1d(a, state["conv_state"]))
+        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
+        h, last = self.mlstm_cell(q, k, v, state["mlstm_state"], single_step, backend)
+        y = self.dropout(self.proj_down((h + self.learnable_skip * c) * silu(gate)))
+        if not return_state:
+            return y, {}
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, state["conv_state"])
+        return y, {"mlstm_state": last, "conv_state": inputs}
+
+
+class mLSTMBlock(ResidualBlock):
+    """x + mLSTMLayer(LayerNorm(x)); no feed-forward network."""
+
+    config_class = mLSTMBlockConfig
+
+    def __init__(self, config: mLSTMBlockConfig):
+        super().__init__()
+        self.config = config
+        self.xlstm_norm = LayerNorm(config.mlstm.embedding_dim)
+        self.xlstm = mLSTMLayer(config.mlstm)
+        self.ffn_norm = None
+        self.ffn = None

@@ -1,0 +1,73 @@
+"""What the two residual blocks share: pre-norm, recurrent layer, residual; then pre-norm, feed-forward, residual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .norms import LayerNorm
+
+#: Official nested form of a layer's state, e.g. {"mlstm_state": (C, n, m), "conv_state": (inputs,)}; None or missing is fresh.
+LayerState = Mapping[str, Any]
+
+
+def layer_state(state: LayerState | None, given: dict[str, Any]) -> dict[str, Any]:
+    """A layer's state from the dictionary or from single keywords; ``given`` has every key that the layer knows."""
+    if state is None:
+        return given
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: got {type(state).__name__}, expected a dictionary with {', '.join(given)}")
+    if unknown := set(state) - set(given):
+        raise ValueError(f"state: got keys {', '.join(sorted(map(str, unknown)))}, expected {', '.join(given)}")
+    return given | dict(state)
+
+
+def check_input(x: Tensor, embedding_dim: int, single_step: bool = False) -> None:
+    """ValueError unless x is (B, S, D), with S = 1 for a single step."""
+    if x.dim() != 3 or x.shape[2] != embedding_dim or (single_step and x.shape[1] != 1):
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, expected (B, {'1' if single_step else 'S'}, D) with D = {embedding_dim}"
+        )
+
+
+class ResidualBlock(nn.Module):
+    """x + xlstm(norm(x)), then x + ffn(norm(x)) where the block has a feed-forward network. Input and output (B, S, D)."""
+
+    xlstm_norm: LayerNorm
+    xlstm: Any
+    ffn_norm: LayerNorm | None
+    ffn: nn.Module | None
+
+    def reset_parameters(self) -> None:
+        for part in (self.xlstm_norm, self.xlstm, self.ffn_norm, self.ffn):
+            if part is not None:
+                part.reset_parameters()  # type: ignore[operator]
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        return_last_state: bool = False,
+        *,
+        backend: str | None = None,
+        **layer_states: Any,
+    ) -> Any:
+        """y (B, S, D), with return_last_state also the layer's state; arguments as of the layer's forward."""
+        check_input(x, self.xlstm_norm.dim)
+        y = self.xlstm(self.xlstm_norm(x), state, return_last_state, backend=backend, **layer_states)
+        y, last = y if return_last_state else (y, None)
+        y = self._feed_forward(x + y)
+        return (y, last) if return_last_state else y
+
+    def step(
+        self, x: Tensor, state: LayerState | None = None, *, backend: str | None = None, **layer_states: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        check_input(x, self.xlstm_norm.dim, single_step=True)
+        y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **layer_states)
+        return self._feed_forward(x + y), last
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x if self.ffn is None or self.ffn_norm is None else x + self.ffn(self.ffn_norm(x))

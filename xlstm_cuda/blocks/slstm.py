@@ -1,0 +1,340 @@
+"""The sLSTM layer and its post up-projection block (arXiv 2405.04517, figure 10).
+
+c = SiLU(conv(x));  i, f = blockdiag(c);  z, o = blockdiag(x);  y = norm(dropout(slstm(i, f, z, o)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from .. import functional
+from ..states import SLSTMState
+from .conv import CausalConv1d
+from .feedforward import FeedForwardConfig, GatedFeedForward
+from .headwise import LinearHeadwise
+from .init import linspace_bias_, powerlaw_blockdependent_, uniform_
+from .norms import LayerNorm, MultiHeadLayerNorm
+from .residual import LayerState, ResidualBlock, check_input, layer_state
+
+BIAS_INITS = ("powerlaw_blockdependent", "small_init", "standard", "zeros")
+RECURRENT_WEIGHT_INITS = ("zeros", "standard")
+
+
+@dataclass
+class sLSTMCellConfig:
+    """Fields and defaults of `xlstm` 2.0.6.
+
+    Fields that choose an official kernel, its dtypes or its memory layout (`backend`, `batch_size`, `*_shape`, `dtype*`,
+    `enable_automatic_mixed_precision`) are accepted and do not bind us. Fields that would change the result and that are not
+    implemented raise ValueError.
+    """
+
+    hidden_size: int = -1
+    num_heads: int = 4
+    num_states: int = 4
+    backend: Literal["vanilla", "cuda"] = "cuda"
+    function: str = "slstm"
+    bias_init: Literal["powerlaw_blockdependent", "small_init", "standard", "zeros"] = "powerlaw_blockdependent"
+    recurrent_weight_init: Literal["zeros", "standard"] = "zeros"
+
+    _block_idx: int | None = 0
+    _num_blocks: int | None = 1
+
+    num_gates: int = 4
+    gradient_recurrent_cut: bool = False
+    gradient_recurrent_clipval: float | None = None
+    forward_clipval: float | None = None
+
+    batch_size: int = 8
+    input_shape: Literal["BSGNH", "SBGNH"] = "BSGNH"
+    internal_input_shape: Literal["SBNGH", "SBGNH", "SBNHG"] = "SBNGH"
+    output_shape: Literal["BNSH", "SBH", "BSH", "SBNH"] = "BNSH"
+
+    constants: dict = field(default_factory=dict)
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype_b: Literal["bfloat16", "float16", "float32"] | None = "float32"
+    dtype_r: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype_w: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype_g: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype_s: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype_a: Literal["bfloat16", "float16", "float32"] | None = None
+
+    enable_automatic_mixed_precision: bool = True
+    initial_val: float | Sequence[float] = 0.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def __post_init__(self) -> None:
+        if self.num_heads <= 0:
+            self.num_heads = 1
+        implemented = {
+            "function": "slstm",
+            "num_states": 4,
+            "num_gates": 4,
+            "gradient_recurrent_cut": False,
+            "gradient_recurrent_clipval": None,
+            "forward_clipval": None,
+            "constants": {},
+        }
+        for name, only in implemented.items():
+            if getattr(self, name) != only:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {only!r}, the only value that is implemented")
+        for name, allowed in (("bias_init", BIAS_INITS), ("recurrent_weight_init", RECURRENT_WEIGHT_INITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(map(repr, allowed))}")
+        # As the official package derives them: unset dtypes follow the others.
+        self.dtype_b = self.dtype_b or self.dtype
+        self.dtype_a = self.dtype_a or self.dtype_b
+        self.dtype_r = self.dtype_r or self.dtype
+        self.dtype_w = self.dtype_w or self.dtype
+        self.dtype_s = self.dtype_s or self.dtype_w
+        self.dtype_g = self.dtype_g or self.dtype_r
+
+
+@dataclass
+class sLSTMLayerConfig(sLSTMCellConfig):
+    """Fields and defaults of `xlstm` 2.0.6. `conv1d_kernel_size` 0 means no convolution."""
+
+    embedding_dim: int = -1
+    num_heads: int = 4
+    conv1d_kernel_size: int = 4
+    group_norm_weight: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.hidden_size = self.embedding_dim
+        super().__post_init__()
+
+
+@dataclass
+class sLSTMBlockConfig:
+    """Fields and defaults of `xlstm` 2.0.6. `feedforward` None leaves the feed-forward network out."""
+
+    slstm: sLSTMLayerConfig = field(default_factory=sLSTMLayerConfig)
+    feedforward: FeedForwardConfig | None = field(default_factory=FeedForwardConfig)
+
+    _num_blocks: int | None = None
+    _block_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        self.slstm._block_idx = self._block_idx
+        self.slstm._num_blocks = self._num_blocks
+        self.slstm.__post_init__()
+        if self.feedforward is not None:
+            self.feedforward.__post_init__()
+
+
+class sLSTMCell(nn.Module):
+    """The recurrence and its parameters, under the official names.
+
+    `_recurrent_kernel_` (NH, 4 DH, DH) indexed [head, (gate, out), in] and `_bias_` (4 D) indexed (gate, head, unit), gates in
+    the order i, f, z, o: the official package's "vanilla" layouts, and the only ones we save. Its "cuda" layouts, (NH, DH, 4 DH)
+    indexed [head, in, (gate, out)] and (head, gate, unit), are recognised by the shape of the kernel and turned on loading.
+    """
+
+    def __init__(self, config: sLSTMCellConfig):
+        super().__init__()
+        self.config = config
+        if config.hidden_size < 1 or config.hidden_size % config.num_heads:
+            raise ValueError(f"num_heads: got {config.num_heads}, expected a divisor of the embedding_dim, {config.hidden_size}")
+        NH, DH = config.num_heads, config.head_dim
+        self._recurrent_kernel_ = nn.Parameter(torch.empty(NH, 4 * DH, DH))
+        self._bias_ = nn.Parameter(torch.empty(4 * NH * DH))
+        self.register_load_state_dict_pre_hook(_turn_cuda_layout)
+        self.reset_parameters()
+
+    @property
+    def R(self) -> Tensor:
+        """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter."""
+        NH, DH = self.config.num_heads, self.config.head_dim
+        return self._recurrent_kernel_.view(NH, 4, DH, DH).transpose(0, 1)
+
+    @property
+    def b(self) -> Tensor:
+        """(4, NH, DH), a view of the parameter."""
+        return self._bias_.view(4, self.config.num_heads, self.config.head_dim)
+
+    def reset_parameters(self) -> None:
+        """`recurrent_weight_init` for the kernel, `bias_init` for the bias; only forget gates get a bias unless "standard"."""
+        config = self.config
+        if config.recurrent_weight_init == "zeros":
+            nn.init.zeros_(self._recurrent_kernel_)
+        else:
+            uniform_(self._recurrent_kernel_, config.hidden_size)
+        if config.bias_init == "standard":
+            uniform_(self._bias_, config.hidden_size)
+            return
+        nn.init.zeros_(self._bias_)
+        forget = self.b.detach()[1]
+        if config.bias_init == "powerlaw_blockdependent":
+            powerlaw_blockdependent_(forget, config._block_idx, config._num_blocks)
+        elif config.bias_init == "small_init":
+            linspace_bias_(forget, 3.0, 6.0)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | Sequence[Tensor] | None = None,
+        single_step: bool = False,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step.
+
+        ``single_step`` takes the decode path, S = 1.
+        """
+        before = None if state is None else _by_head(state, x)
+        if single_step:
+            h, last = functional.slstm_step(x.squeeze(1), self.R, self.b, before or _fresh(x), backend=backend)
+            h = h.unsqueeze(1)
+        else:
+            h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, backend=backend)
+        return h, torch.stack(tuple(last)).flatten(2)
+
+
+def _state_dtype(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _fresh(like: Tensor) -> SLSTMState:
+    """The state before the first step; ``like`` is x (B, S, 4, NH, DH)."""
+    B, _, _, NH, DH = like.shape
+    return SLSTMState(*like.new_zeros((4, B, NH, DH), dtype=_state_dtype(like)).unbind(0))
+
+
+def _by_head(state: Tensor | Sequence[Tensor], like: Tensor) -> SLSTMState:
+    """The official state (4, B, D) as h, c, n, m, each (B, NH, DH), in the dtype of states; ``like`` is x (B, S, 4, NH, DH)."""
+    B, _, _, NH, DH = like.shape
+    if not isinstance(state, Tensor):
+        state = torch.stack(tuple(state))
+    if tuple(state.shape) != (4, B, NH * DH):
+        raise ValueError(f"slstm_state: got shape {tuple(state.shape)}, expected (4, B, D) = {(4, B, NH * DH)}")
+    return SLSTMState(*state.to(_state_dtype(like)).view(4, B, NH, DH).unbind(0))
+
+
+def _turn_cuda_layout(cell: sLSTMCell, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: kernel and bias from the official "cuda" layout to ours, if the kernel's shape says so."""
+    kernel, bias = (state_dict.get(prefix + name) for name in ("_recurrent_kernel_", "_bias_"))
+    NH, DH = cell.config.num_heads, cell.config.head_dim
+    if not isinstance(kernel, Tensor) or kernel.shape not in ((NH, DH, 4 * DH), (NH, DH, 4, DH)):
+        return
+    state_dict[prefix + "_recurrent_kernel_"] = kernel.reshape(NH, DH, 4, DH).permute(0, 2, 3, 1).reshape(NH, 4 * DH, DH)
+    if isinstance(bias, Tensor) and bias.numel() == 4 * NH * DH:
+        state_dict[prefix + "_bias_"] = bias.reshape(NH, 4, DH).transpose(0, 1).reshape(-1)
+
+
+class sLSTMLayer(nn.Module):
+    """Input and output (B, S, D)."""
+
+    config_class = sLSTMLayerConfig
+
+    def __init__(self, config: sLSTMLayerConfig):
+        super().__init__()
+        self.config = config
+        D, NH = config.embedding_dim, config.num_heads
+        if D < 1:
+            raise ValueError(f"embedding_dim: got {D}, expected at least 1")
+        if config.conv1d_kernel_size < 0:
+            raise ValueError(f"conv1d_kernel_size: got {config.conv1d_kernel_size}, expected at least 0 (0 is no convolution)")
+        self.conv1d = CausalConv1d(D, config.conv1d_kernel_size) if config.conv1d_kernel_size > 0 else None
+        self.fgate = LinearHeadwise(D, NH)
+        self.igate = LinearHeadwise(D, NH)
+        self.zgate = LinearHeadwise(D, NH)
+        self.ogate = LinearHeadwise(D, NH)
+        self.slstm_cell = sLSTMCell(config)
+        self.group_norm = MultiHeadLayerNorm(D, weight=config.group_norm_weight)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small init of the gates' input weights (for D inputs); recurrent kernel and bias as their config says."""
+        if self.conv1d is not None:
+            self.conv1d.reset_parameters()
+        for gate in (self.fgate, self.igate, self.zgate, self.ogate):
+            gate.reset_parameters(self.config.embedding_dim)
+        self.slstm_cell.reset_parameters()
+        self.group_norm.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        return_last_state: bool = False,
+        *,
+        slstm_state: Tensor | Sequence[Tensor] | None = None,
+        conv_state: Sequence[Tensor] | Tensor | None = None,
+        backend: str | None = None,
+    ) -> Any:
+        """A sequence or a piece of one.
+
+        Args:
+            x: (B, S, D), any S.
+            state: {"slstm_state": (4, B, D) of h, c, n, m, "conv_state": (inputs (B, K, D),)} before the first step, the official
+                form; None or a missing key is fresh. The two may also be given as keywords.
+            return_last_state: also return the state after the last step, in the same form.
+            backend: of xlstm_cuda.functional; None goes by device.
+
+        Returns:
+            y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
+        """
+        check_input(x, self.config.embedding_dim)
+        before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
+        y, last = self._run(x, before, return_last_state, False, backend)
+        return (y, last) if return_last_state else y
+
+    def step(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        slstm_state: Tensor | Sequence[Tensor] | None = None,
+        conv_state: Sequence[Tensor] | Tensor | None = None,
+        backend: str | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
+        check_input(x, self.config.embedding_dim, single_step=True)
+        before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
+        return self._run(x, before, True, True, backend)
+
+    def _run(
+        self, x: Tensor, state: Mapping[str, Any], return_state: bool, single_step: bool, backend: str | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        c = x if self.conv1d is None else silu(self.conv1d(x, state["conv_state"]))
+        # The official layer drives the input gate by the weight named fgate, the forget gate by igate; checkpoints depend on it.
+        gates = torch.stack([self.fgate(c), self.igate(c), self.zgate(x), self.ogate(x)], 2)
+        gates = gates.unflatten(-1, (self.config.num_heads, -1))
+        h, last = self.slstm_cell(gates, state["slstm_state"], single_step, backend)
+        y = self.group_norm(self.dropout(h))
+        if not return_state:
+            return y, {}
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, state["conv_state"])
+        return y, {"conv_state": inputs, "slstm_state": last}
+
+
+class sLSTMBlock(ResidualBlock):
+    """x + sLSTMLayer(LayerNorm(x)), then x + FeedForward(LayerNorm(x)) unless the config has none."""
+
+    config_class = sLSTMBlockConfig
+
+    def __init__(self, config: sLSTMBlockConfig):
+        super().__init__()
+        self.config = config
+        D = config.slstm.embedding_dim
+        self.xlstm_norm = LayerNorm(D)
+        self.xlstm = sLSTMLayer(config.slstm)
+        if config.feedforward is None:
+            self.ffn_norm = None
+            self.ffn = None
+        else:
+            config.feedforward.embedding_dim = D
+            config.feedforward._num_blocks = config._num_blocks or 1
+            config.feedforward.__post_init__()
+            self.ffn_norm = LayerNorm(D)
+            self.ffn = GatedFeedForward(config.feedforward)

@@ -1,0 +1,46 @@
+"""``python -m xlstm_cuda {info,train,generate}``: the commands and how they end.
+
+Exit code 0 on success, 1 with one line on stderr when something outside is not as it must be, 2 for options that do not fit.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .errors import CommandError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; ``argv`` defaults to the arguments of the process. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead of a traceback
+    try:
+        from . import arguments
+
+        options = arguments.parser().parse_args(argv)
+        if options.command == "info":
+            from . import info as command
+        elif options.command == "train":
+            from . import train as command  # type: ignore[no-redef]
+        else:
+            from . import generate as command  # type: ignore[no-redef]
+        command.run(options)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _fail(f"error: {error}", 2)
+    except CommandError as error:
+        return _fail(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except BrokenPipeError:  # the reader of a pipe has left; python would complain once more while closing stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"xlstm_cuda: {message}", file=sys.stderr)
+    return code

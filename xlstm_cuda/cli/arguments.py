@@ -1,0 +1,164 @@
+"""The command line: options, their help and their checks. Values that do not fit end in a one-line message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from ..backends import NAMES as BACKENDS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m xlstm_cuda``. The chosen command is in ``command``."""
+    root = argparse.ArgumentParser(prog="python -m xlstm_cuda", description="xLSTM: train a language model, write text with it.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="{info,train,generate}")
+    _info(commands.add_parser("info", help="versions, devices, backends with reasons, build options"))
+    _train(commands.add_parser("train", help="train a byte-level language model on a text file"))
+    _generate(commands.add_parser("generate", help="write text with a trained model"))
+    return root
+
+
+def _info(command: argparse.ArgumentParser) -> None:
+    command.description = "What this installation is and what it can run on this machine."
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _train(command: argparse.ArgumentParser) -> None:
+    from .settings import Settings
+
+    command.description = (
+        "Trains a byte-level xLSTM language model on the first nine tenths of a text; the last tenth is held out."
+        " Leaves last.pt, best.pt (checkpoints) and loss.png in the run folder."
+    )
+    files = command.add_argument_group("files")
+    files.add_argument("--data", metavar="FILE", help="text to learn, any bytes (default: the text of Python's help topics)")
+    files.add_argument("--out", metavar="DIR", help="run folder (default: the next of runs/001, runs/002, ...)")
+    files.add_argument(
+        "--resume", action="store_true",
+        help="continue the run in --out (default: the newest in runs/) with its own settings, bitwise as if it had never stopped",
+    )  # fmt: skip
+    files.add_argument(
+        "--checkpoint-every", metavar="N", type=whole(1), default=100,
+        help="steps between checkpoints, besides those after each validation (default: %(default)s)",
+    )  # fmt: skip
+    files.add_argument(
+        "--sample-length", metavar="N", type=whole(0), default=400,
+        help="bytes of text to write with the trained model at the end (default: %(default)s)",
+    )  # fmt: skip
+    _machine(command)
+    settings = command.add_argument_group("settings (stored in the checkpoints; a resumed run keeps them)")
+    for one in fields(Settings):
+        shown = ",".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
+        options: dict[str, Any] = {"default": None, "help": f"{one.metadata['help']} (default: {shown})"}
+        if one.name == "dtype":
+            options["choices"] = ("float32", "bfloat16")
+        else:
+            options["metavar"] = "LIST" if one.name == "slstm_at" else "N"
+            options["type"] = _converter(one.name, one.default, one.metadata)
+        settings.add_argument("--" + one.name.replace("_", "-"), **options)
+
+
+def _generate(command: argparse.ArgumentParser) -> None:
+    command.description = "Writes text with a trained model, one byte after the other, in memory that does not grow."
+    command.add_argument(
+        "--checkpoint", metavar="PATH", help="checkpoint file, or run folder for its best (default: the newest run in runs/)"
+    )
+    command.add_argument(
+        "--prompt", metavar="TEXT", default="", help="text to continue; - reads it from standard input (default: none)"
+    )
+    command.add_argument("--length", metavar="N", type=whole(0), default=500, help="bytes to write (default: %(default)s)")
+    command.add_argument(
+        "--temperature", metavar="T", type=real(minimum=0), default=0.8,
+        help="below 1 safer, above 1 wilder, 0 always the likeliest byte (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--top-k", metavar="K", type=whole(1), help="choose among the K likeliest bytes only")
+    command.add_argument(
+        "--top-p",
+        metavar="P",
+        type=real(above=0, maximum=1),
+        help="choose among the likeliest bytes that together have probability P",
+    )
+    command.add_argument(
+        "--seed", metavar="N", type=whole(0), help="the same seed writes the same text (default: another each time)"
+    )
+    _machine(command)
+
+
+def _machine(command: argparse.ArgumentParser) -> None:
+    machine = command.add_argument_group("machine")
+    machine.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="cpu, cuda, cuda:1, ... or auto: the GPU where the kernels run, else the CPU",
+    )
+    machine.add_argument("--backend", choices=BACKENDS, help="implementation of the recurrences (default: by device)")
+    machine.add_argument("--threads", metavar="N", type=whole(1), help="CPU threads (default: PyTorch's choice)")
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """Converter to an integer of at least ``minimum``."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum or value >= 2**63:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {minimum}")
+        return value
+
+    return convert
+
+
+def real(
+    minimum: float | None = None, above: float | None = None, below: float | None = None, maximum: float | None = None
+) -> Callable[[str], float]:
+    """Converter to a finite number within the bounds that are given."""
+    bounds = {"at least": minimum, "above": above, "below": below, "at most": maximum}
+    expected = "a number " + " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        fits = (
+            math.isfinite(value)
+            and (minimum is None or value >= minimum)
+            and (above is None or value > above)
+            and (below is None or value < below)
+            and (maximum is None or value <= maximum)
+        )
+        if not fits:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return value
+
+    return convert
+
+
+def _converter(name: str, default: Any, bounds: Any) -> Callable[[str], Any]:
+    if name == "slstm_at":
+        return _block_list
+    if isinstance(default, int):
+        return whole(bounds["minimum"])
+    return real(bounds["minimum"], bounds["above"], bounds["below"])
+
+
+def _block_list(text: str) -> tuple[int, ...] | str:
+    """Block numbers in rising order, or "all", which has a meaning only beside the number of blocks."""
+    if text in ("all", "none"):
+        return text if text == "all" else ()
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected block numbers such as 1,3 or none or all")
+    return tuple(sorted({int(number) for number in text.split(",")}))
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected auto, cpu, cuda or cuda:N")
+    return text

@@ -1,0 +1,135 @@
+"""``python -m xlstm_cuda generate``: continues a prompt, byte by byte, from a recurrent state of constant size."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import xLSTMLMModel
+from . import checkpoint, runs
+from .device import Device
+from .errors import CommandError
+from .settings import Settings
+from .training import build_model
+
+START = b"\n"  # what an empty prompt continues: the model predicts the first byte of a line
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    device = Device.choose(options.device, options.backend, options.threads)
+    model = load_model(_checkpoint_path(options.checkpoint), device)
+    prompt = sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt)
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+    write(model, prompt, options.length, sampler, device)
+
+
+def _checkpoint_path(given: str | None) -> Path:
+    path = Path(given) if given is not None else runs.latest_folder()
+    if path.is_dir():
+        best = path / checkpoint.BEST
+        return best if best.exists() else path / checkpoint.LAST
+    return path
+
+
+def load_model(path: Path, device: Device) -> xLSTMLMModel:
+    """The model in a training checkpoint.
+
+    Raises:
+        CommandError: no checkpoint there, or one that does not fit.
+    """
+    content = checkpoint.load(path)
+    model = build_model(Settings.from_checkpoint(content["settings"], f"checkpoint {path}"))
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise CommandError(f"the weights in {path} do not fit its settings: {' '.join(str(error).split())}") from None
+    return model.to(device.device).eval()
+
+
+@dataclass
+class Sampler:
+    """Picks the next byte from the logits.
+
+    Args:
+        temperature: divides the logits; 0 picks the likeliest.
+        top_k: only the k likeliest stay.
+        top_p: only the likeliest stay, as many as it takes to reach this probability.
+        seed: None draws a seed from the system.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    _generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator()
+        if self.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(self.seed)
+
+    def pick(self, logits: Tensor) -> int:
+        """logits (V,) on any device -> index."""
+        logits = logits.to("cpu", torch.float64)
+        if self.temperature == 0:
+            return int(logits.argmax())
+        logits, tokens = (logits / self.temperature).sort(descending=True, stable=True)
+        p = logits[: self.top_k].softmax(0)
+        if self.top_p is not None:
+            p = p.masked_fill(p.cumsum(0) - p >= self.top_p, 0)
+        return int(tokens[torch.multinomial(p, 1, generator=self._generator)])
+
+
+def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device) -> Iterator[int]:
+    """``length`` bytes that continue the prompt.
+
+    The prompt is read in one parallel pass; every further byte costs one recurrent step on a state of constant size.
+    """
+    logits, state = _read(model, torch.tensor([list(prompt or START)], device=device.device), device.backend)
+    for written in range(length):
+        token = sampler.pick(logits)
+        yield token
+        if written + 1 < length:
+            logits, state = _step(model, torch.tensor([[token]], device=device.device), state, device.backend)
+
+
+@torch.inference_mode()
+def _read(model: xLSTMLMModel, prompt: Tensor, backend: str | None) -> tuple[Tensor, Any]:
+    logits, state = model(prompt, return_last_state=True, backend=backend)
+    return logits[0, -1], state
+
+
+@torch.inference_mode()
+def _step(model: xLSTMLMModel, token: Tensor, state: Any, backend: str | None) -> tuple[Tensor, Any]:
+    logits, state = model.step(token, state, backend=backend)
+    return logits[0, -1], state
+
+
+def write(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device) -> None:
+    """Prints the prompt and its continuation as they come. Bytes that are not UTF-8 become U+FFFD, never half a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    try:
+        _print(decoder.decode(prompt))
+        for token in stream(model, prompt, length, sampler, device):
+            _print(decoder.decode(bytes([token])))
+        _print(decoder.decode(b"", final=True))
+    finally:
+        _print("\n")
+
+
+def _print(text: str) -> None:
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()

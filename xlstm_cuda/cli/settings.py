@@ -1,0 +1,95 @@
+"""Everything that decides what a training run computes. It is stored in the checkpoints, and a resumed run must agree with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .. import (
+    FeedForwardConfig,
+    mLSTMBlockConfig,
+    mLSTMLayerConfig,
+    sLSTMBlockConfig,
+    sLSTMLayerConfig,
+    xLSTMLMModelConfig,
+)
+from .errors import CommandError, UsageError
+
+VOCAB_SIZE = 256
+
+
+def _setting(
+    default: Any, help: str, minimum: float | None = None, above: float | None = None, below: float | None = None
+) -> Any:
+    """A dataclass field with what the command line needs to know about it: help text and accepted range."""
+    return field(default=default, metadata={"help": help, "minimum": minimum, "above": above, "below": below})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Model, optimizer and data order of a training run. Same settings, same machine: same weights, bit for bit."""
+
+    steps: int = _setting(400, "optimizer steps", minimum=1)
+    batch_size: int = _setting(16, "sequences per step", minimum=1)
+    context_length: int = _setting(128, "bytes per training sequence", minimum=1)
+    embedding_dim: int = _setting(128, "width of the residual stream", minimum=1)
+    num_blocks: int = _setting(4, "residual blocks", minimum=1)
+    slstm_at: tuple[int, ...] = _setting(
+        (1,), "blocks that are sLSTM, counted from 0, the others are mLSTM (e.g. 1,3; none; all)"
+    )
+    num_heads: int = _setting(4, "heads of every block", minimum=1)
+    qkv_proj_blocksize: int = _setting(4, "block size of the mLSTM's block-diagonal q, k, v projections", minimum=1)
+    dropout: float = _setting(0.0, "dropout in the residual blocks", minimum=0, below=1)
+    learning_rate: float = _setting(4e-3, "peak learning rate, reached after the warm-up, then a cosine to zero", above=0)
+    warmup_steps: int = _setting(40, "steps of linear warm-up", minimum=0)
+    weight_decay: float = _setting(0.1, "AdamW weight decay of matrices", minimum=0)
+    gradient_clip: float = _setting(1.0, "largest norm of the gradient", above=0)
+    seed: int = _setting(0, "seed of weights, data order and dropout", minimum=0)
+    dtype: str = _setting("float32", "arithmetic: float32, or bfloat16 (autocast; the weights stay float32)")
+    eval_every: int = _setting(100, "steps between validations", minimum=1)
+    eval_bytes: int = _setting(65536, "validate on at most this many bytes from the start of the held-out part", minimum=1)
+
+    def model_config(self) -> xLSTMLMModelConfig:
+        """The model: xLSTM[a:b] with the paper's pre up-projection mLSTM and post up-projection sLSTM blocks.
+
+        Raises:
+            UsageError: the numbers do not go together.
+        """
+        if outside := [index for index in self.slstm_at if not 0 <= index < self.num_blocks]:
+            raise UsageError(
+                f"--slstm-at: got block {outside[0]}, expected 0 to {self.num_blocks - 1} (--num-blocks {self.num_blocks})"
+            )
+        if self.embedding_dim % self.num_heads:
+            raise UsageError(f"--embedding-dim: got {self.embedding_dim}, expected a multiple of --num-heads {self.num_heads}")
+        try:
+            return xLSTMLMModelConfig(
+                vocab_size=VOCAB_SIZE,
+                context_length=self.context_length,
+                num_blocks=self.num_blocks,
+                embedding_dim=self.embedding_dim,
+                slstm_at=list(self.slstm_at),
+                dropout=self.dropout,
+                mlstm_block=mLSTMBlockConfig(
+                    mlstm=mLSTMLayerConfig(num_heads=self.num_heads, qkv_proj_blocksize=self.qkv_proj_blocksize)
+                ),
+                slstm_block=sLSTMBlockConfig(
+                    slstm=sLSTMLayerConfig(num_heads=self.num_heads), feedforward=FeedForwardConfig(dropout=self.dropout)
+                ),
+            )
+        except (ValueError, AssertionError) as error:
+            raise UsageError(f"these options do not make a model: {error}") from error
+
+    def model_name(self) -> str:
+        """The paper's notation: xLSTM[a:b] with a mLSTM and b sLSTM blocks."""
+        return f"xLSTM[{self.num_blocks - len(self.slstm_at)}:{len(self.slstm_at)}]"
+
+    @classmethod
+    def from_checkpoint(cls, stored: Mapping[str, Any], where: str) -> Settings:
+        """Settings as a checkpoint holds them. CommandError names a setting that is missing, or unknown to this version."""
+        names = {one.name for one in fields(cls)}
+        if unknown := sorted(stored.keys() - names):
+            raise CommandError(f"{where} is of another version: setting {unknown[0]!r} is unknown here")
+        if missing := sorted(names - stored.keys()):
+            raise CommandError(f"{where} is of another version: setting {missing[0]!r} is missing")
+        return cls(**{**stored, "slstm_at": tuple(stored["slstm_at"])})
