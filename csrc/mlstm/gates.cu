@@ -16,6 +16,7 @@
 #include "device/launch.cuh"
 #include "mlstm/chunk_scan.cuh"
 #include "mlstm/gate_tile.cuh"
+#include "mlstm/normaliser.cuh"
 #include "mlstm/records.h"
 
 namespace xlstm::mlstm {
@@ -96,13 +97,12 @@ XLSTM_DEVICE Pair split(double x) {
 struct RowFactors {
   float r, delta;
 };
-// r_t of M3, and the gradient of the normaliser as delta_t: quotients are multiplied by exp(min(m, 0)), so nothing overflows.
+// r_t of M3, and the gradient of the normaliser as delta_t.
 XLSTM_DEVICE RowFactors normaliser_gradient(const GateScanParams& p, float m, int64_t at) {
   if (!p.normalize) return {p.scale, 0.0f};
-  const float shrink = expf(fminf(m, 0.0f)), floor = expf(-fmaxf(m, 0.0f)), dot = p.dot[at], size = fabsf(dot) * shrink;
-  const float denominator = (size <= floor ? floor : size) + p.eps * shrink;
-  const float r = denominator == 0.0f ? 0.0f : p.scale * (shrink / denominator);
-  return {r, !p.along || size <= floor ? 0.0f : dot > 0.0f ? -p.along[at] : p.along[at]};
+  const float dot = p.dot[at];
+  const Normaliser normaliser = normaliser_of(dot, m, p.eps);
+  return {p.scale * normaliser.factor, !p.along || !normaliser.active ? 0.0f : dot > 0.0f ? -p.along[at] : p.along[at]};
 }
 
 template <int L>

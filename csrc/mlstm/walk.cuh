@@ -26,6 +26,7 @@
 #include "device/math.cuh"
 #include "device/matrix.cuh"
 #include "device/packed.cuh"
+#include "mlstm/normaliser.cuh"
 #include "mlstm/sequences.cuh"
 #include "mlstm/walk_tile.cuh"
 
@@ -122,6 +123,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
       }
 
   const auto store_state = [&](float* state, float* vector) {  // either may be null
+    // Through a shuffle, so that the compiler does not keep a register for every address across the walk.
+    const int64_t lead = __shfl_sync(device::kAllLanes, TRANSPOSED ? p.c : p.o, 0);
     if (state)
 #pragma unroll
       for (int mo = 0; mo < MO; ++mo)
@@ -130,7 +133,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int o = o_warp + mo * 16 + group + (e >> 1) * 8, c = wc * CW + ct * 8 + 2 * quad + (e & 1);
-            if (o < p.o && c < p.c) state[state_row + c * c_stride + o * o_stride] = S[mo][ct][e];
+            if (o < p.o && c < p.c) state[state_row + (TRANSPOSED ? o * lead + c : c * lead + o)] = S[mo][ct][e];
           }
     if (DELTA && vector && wc == 0 && quad == 0)
 #pragma unroll
@@ -470,9 +473,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
 #pragma unroll
         for (int x = 0; x < NT / PN; ++x)
           if (x * PN <= t / 16 * 2 + 1) d += row_sums[(T::WARPS + x) * L + t];
-        const float m = record[R::kDelta + t], shrink = expf(fminf(m, 0.0f)), floor = expf(-fmaxf(m, 0.0f)), size = fabsf(d) * shrink;
-        const float denominator = (size <= floor ? floor : size) + p.eps * shrink;  // unlike fmaxf, keeps a NaN
-        inverse[i] = !p.normalize ? 1.0f : denominator == 0.0f ? 0.0f : shrink / denominator;
+        inverse[i] = p.normalize ? normaliser_of(d, record[R::kDelta + t], p.eps).factor : 1.0f;
         if (o_block == 0 && warp == 0 && int64_t(k) * L + t < span.length) p.dot[line + int64_t(k) * L + t] = d;
       }
     };

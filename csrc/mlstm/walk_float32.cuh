@@ -9,6 +9,7 @@
 #pragma once
 #include "device/async_copy.cuh"
 #include "device/launch.cuh"
+#include "mlstm/normaliser.cuh"
 #include "mlstm/records.h"
 #include "mlstm/sequences.cuh"
 
@@ -28,6 +29,8 @@ struct Float32Shared {
   float S[1][T::BO];   // c rows, rounded up to a whole slab
   static size_t bytes(int c) { return sizeof(Float32Shared) + (size_t(c + T::SLAB - 1) / T::SLAB * T::SLAB - 1) * T::BO * 4; }
 };
+
+static_assert(sizeof(Float32Shared) + (512 - 1) * Float32Tile::BO * 4 <= 99 * 1024, "c = 512 fits the GPUs with the least shared memory");
 
 // Rows [first, first + L) and WIDTH columns of a matrix; zero beyond `rows` and `columns`.
 template <int WIDTH, int STRIDE>
@@ -215,9 +218,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
       inverse[y] = 1.0f;
       if (NORMALISES) {
         const float d = sum_of_8_lanes(row_sum[y]) + reads * sum_of_8_lanes(qn[y]);
-        const float m = smem.record[R::kDelta + t], shrink = expf(fminf(m, 0.0f)), floor = expf(-fmaxf(m, 0.0f)), size = fabsf(d) * shrink;
-        const float denominator = (size <= floor ? floor : size) + p.eps * shrink;  // unlike fmaxf, keeps a NaN
-        if (p.normalize) inverse[y] = denominator == 0.0f ? 0.0f : shrink / denominator;
+        if (p.normalize) inverse[y] = normaliser_of(d, smem.record[R::kDelta + t], p.eps).factor;
         if (o_block == 0 && og == 0 && first + t < span.length) p.dot[line + first + t] = d;
       }
     }
