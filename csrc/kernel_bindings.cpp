@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include "mlstm/bind_sequence.h"
 #include "mlstm/params.h"
 #ifdef XLSTM_SELFTEST
 #include "simt/selftest/bind.h"
@@ -64,6 +65,7 @@ void bind_kernels(py::module_& m) {
         py::arg("q_strides"), py::arg("k_strides"), py::arg("v_strides"), py::arg("i_strides"), py::arg("f_strides"),
         py::arg("scale"), py::arg("igate"), py::arg("normalize"), py::arg("eps"), py::arg("stream"),
         "one token of the mLSTM, M1-M3; arguments as in mlstm::StepParams, tensors as addresses");
+  mlstm::bind_sequence(m);
 #ifdef XLSTM_SELFTEST
   selftest::bind(m);
 #endif

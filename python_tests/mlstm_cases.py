@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from xlstm_cuda import functional
+from xlstm_cuda import MLSTMState, functional
 
+KERNELS = ("simt", "cuda")  # backends that run the kernels of csrc/mlstm
 NAMES = ("q", "k", "v", "i", "f", "C0", "n0", "m0")
 
 
@@ -39,6 +40,35 @@ class Case:
         if self.lengths is None:
             return None
         return torch.tensor([0, *self.lengths]).cumsum(0).int()
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "cuda" else "cpu"
+
+
+def exact_dtype(backend: str) -> torch.dtype:
+    """The most exact dtype that a backend takes."""
+    return torch.float32 if backend in KERNELS else torch.float64
+
+
+def for_backend(case: Case, backend: str) -> Case:
+    return replace(case, dtype=exact_dtype(backend)) if case.dtype == torch.float64 else case
+
+
+def mlstm(*operands: Tensor, backend: str, state=None, cu_seqlens=None, **options):
+    """`functional.mlstm` with operands moved to the backend's device and results back."""
+    device = device_of(backend)
+    state = None if state is None else [x.to(device) for x in state]
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.to(device)
+    result = functional.mlstm(*(x.to(device) for x in operands), state=state, cu_seqlens=cu_seqlens, backend=backend, **options)
+    if isinstance(result, tuple):
+        return result[0].cpu(), MLSTMState(*(x.cpu() for x in result[1]))
+    return result.cpu()
+
+
+def largest_gate(tensors: list[Tensor]) -> float:
+    gates = torch.cat([x.detach().flatten() for x in tensors[3:5]]).double()
+    return max(gates[gates.isfinite()].abs().tolist(), default=0.0)
 
 
 def _every(n: int, value: float) -> Callable[[Tensor], None]:
@@ -95,7 +125,7 @@ def run(case: Case, tensors: list[Tensor], backend: str, loss_on_state: bool = T
     """h, the final state, and the gradients of a random loss directly on h and on C, n at fixed gauge."""
     q, k, v, i, f, *state = tensors
     options = case.options if backend != "reference" else {k: v for k, v in case.options.items() if k != "chunk_size"}
-    h, last = functional.mlstm(
+    h, last = mlstm(
         q, k, v, i, f,
         state=tuple(state) or None, return_state=True, cu_seqlens=case.cu_seqlens, backend=backend, **options,
     )  # fmt: skip
@@ -111,7 +141,7 @@ def run(case: Case, tensors: list[Tensor], backend: str, loss_on_state: bool = T
 def truth(case: Case, tensors: list[Tensor], **kwargs) -> dict[str, Tensor]:
     """The float64 reference on the very numbers of ``tensors``."""
     doubles = [x.detach().double().requires_grad_() for x in tensors]
-    rounded = Case(**{**case.__dict__, "dtype": torch.float64})
+    rounded = replace(case, dtype=torch.float64)
     result = run(rounded, doubles, "reference", **kwargs)
     q, k = doubles[0].detach(), doubles[1].detach()
     # df is what is left of |q.dq| + |k.dk|, which cancel: its error is measured against them.

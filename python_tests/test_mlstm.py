@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -11,41 +12,61 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
-from mlstm_cases import GATES, Case
+from mlstm_cases import GATES, KERNELS, Case, mlstm
 
+import xlstm_cuda
 from xlstm_cuda import functional
 
-BACKENDS = ["cpu"]
-LENGTHS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 257, 1000]
+BACKENDS = ["cpu", "simt", "cuda"]
+LENGTHS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 128, 129]
+LONG = [191, 257, 1000]
+DEEP_ON_SIMT = ["cpu", pytest.param("simt", marks=pytest.mark.deep), "cuda"]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
+    found = xlstm_cuda.backends()[request.param]
+    if not found:
+        pytest.skip(found.reason)
     return request.param
 
 
 def check(case: Case, backend: str, h=tolerances.MLSTM_H, grad=tolerances.MLSTM_GRAD, df=tolerances.MLSTM_DF, **kwargs) -> None:
+    case = mlstm_cases.for_backend(case, backend)
     tensors = mlstm_cases.inputs(case)
     got, true = mlstm_cases.run(case, tensors, backend, **kwargs), mlstm_cases.truth(case, tensors, **kwargs)
     for name, value in got.items():
         expected = true[name]
         allowed = {"h": h, "C": h, "n": h, "m": h, "df": df}.get(name, grad)[case.dtype]
-        if name in "Cnm" and case.dtype in (torch.bfloat16, torch.float16):
-            allowed = h[torch.float32] * 2  # states are float32 whatever the inputs
+        if name in "Cnm" and case.dtype in (torch.bfloat16, torch.float16) and not (name == "C" and backend in KERNELS):
+            allowed = h[torch.float32] * 2  # states are float32 whatever the inputs; tensor cores round w v to 16 bits on its way into C
         error = tolerances.rms_ratio(value, expected, true["df terms"] if name == "df" else None)
+        if value.dtype != torch.float64 and bool(((value.double() - expected.double()).abs() <= 1e-37).all()):
+            continue  # below the normal numbers of float32
         assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
 
 
 @pytest.mark.parametrize("S", LENGTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_mlstm_matches_reference_for_any_length(S, dtype, backend):
+    check(Case(S=S, NH=2, dtype=dtype, state=True, options={"eps": 0.0}), backend)
+
+
+@pytest.mark.parametrize("S", LONG)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", DEEP_ON_SIMT, indirect=True)
+def test_mlstm_matches_reference_for_long_sequences(S, dtype, backend):
     check(Case(S=S, dtype=dtype, state=True, options={"eps": 0.0}), backend)
 
 
 @pytest.mark.parametrize("DHQK,DHHV", [(8, 8), (8, 24), (24, 8), (40, 72), (72, 40), (96, 64), (1, 5), (128, 64)])
 @pytest.mark.parametrize("B,NH", [(1, 1), (3, 5)])
-def test_mlstm_matches_reference_for_any_head_dim(B, NH, DHQK, DHHV, backend):
-    check(Case(B=B, NH=NH, DHQK=DHQK, DHHV=DHHV, dtype=torch.float32), backend)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mlstm_matches_reference_for_any_head_dim(B, NH, DHQK, DHHV, dtype, backend):
+    # one number per head dim is either above the floor of the normaliser or not; a small one leaves too few to average over
+    if min(DHQK, DHHV) < 8 and dtype == torch.bfloat16:
+        pytest.skip("a head dim of 1 has no conditioned inputs in bfloat16")
+    check(Case(B=B, NH=NH, DHQK=DHQK, DHHV=DHHV, dtype=dtype), backend)
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
@@ -63,27 +84,29 @@ def test_mlstm_matches_reference_for_any_head_dim(B, NH, DHQK, DHHV, backend):
     ],
     ids=str,
 )
-def test_mlstm_options_match_reference_in_float64(options, state, backend):
+def test_mlstm_options_match_reference(options, state, backend):
     # At eps > 0 the formulas of df and dm0 neglect d eps / d gauge, of the size of eps (csrc/mlstm/README.md).
-    loose = {torch.float64: 1e-5 if options.get("eps", 1e-6) else 1e-11}
-    check(Case(S=150, state=state, options=options), backend, grad=loose, df=loose)
+    loose = {torch.float64: 1e-5 if options.get("eps", 1e-6) else 1e-11, torch.float32: 2e-5}
+    check(Case(S=100 if backend in KERNELS else 150, state=state, options=options), backend, grad=loose, df=loose)
 
 
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
-def test_mlstm_gate_edges_match_reference_in_float64(gates, state, backend):
-    # An exponent of size |gate| costs that many ulps: 1e4 * 2^-52 in float64.
-    allowed = {torch.float64: 1e-9}
-    check(Case(S=70, gates=gates, state=state, options={"eps": 0.0}), backend, h=allowed, grad=allowed, df=allowed)
+def test_mlstm_gate_edges_match_reference(gates, state, backend):
+    # An exponent of size |gate| costs that many ulps: 1e4 * 2^-52 in float64; in float32 it is m that is rounded. Far above the floor
+    # the quotient by a small |d| enlarges float32's rounding.
+    case = Case(S=70, NH=2, gates=gates, state=state, options={"eps": 0.0})
+    allowed = {torch.float64: 1e-9, torch.float32: 5e-5 + 2**-24 * mlstm_cases.largest_gate(mlstm_cases.inputs(case))}
+    check(case, backend, h=allowed, grad=allowed, df=allowed)
 
 
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_mlstm_forward_stays_within_the_componentwise_bound(gates, dtype, backend):
-    case = Case(S=130, dtype=dtype, gates=gates)
+    case = Case(S=130, NH=2, dtype=dtype, gates=gates)
     tensors = mlstm_cases.inputs(case)
     q, k, v, i, f = tensors
-    got = functional.mlstm(q, k, v, i, f, backend=backend).detach().double()
+    got = mlstm(q, k, v, i, f, backend=backend).detach().double()
     true = functional.mlstm(*(x.detach().double() for x in tensors), backend="reference")
     bound = tolerances.mlstm_forward_bound(q, k, v, i, f, case.DHQK**-0.5, dtype)
     excess = ((got - true).abs() / bound).max()
@@ -93,7 +116,12 @@ def test_mlstm_forward_stays_within_the_componentwise_bound(gates, dtype, backen
 @pytest.mark.parametrize("zeroed", ["q", "k"])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_mlstm_zero_query_or_key_gives_zero(zeroed, eps, backend):
-    case = Case(S=20, gates="i+100", options={"eps": eps})
+    case = Case(S=20, gates="i+100", dtype=mlstm_cases.exact_dtype(backend), options={"eps": eps})
+    if backend in KERNELS:  # the gradient of q = 0 has the size of exp(100), more than float32 holds
+        tensors = [x.detach() for x in mlstm_cases.inputs(case)]
+        tensors["qk".index(zeroed)].zero_()
+        assert (mlstm(*tensors, backend=backend, eps=eps) == 0).all()
+        case = dataclasses.replace(case, gates="i+20")
     tensors = mlstm_cases.inputs(case)
     with torch.no_grad():
         tensors["qk".index(zeroed)].zero_()
@@ -103,7 +131,7 @@ def test_mlstm_zero_query_or_key_gives_zero(zeroed, eps, backend):
 
 
 def test_mlstm_closed_gates_leave_a_fresh_state_fresh(backend):
-    q, k, v, i, _ = (x.detach() for x in mlstm_cases.inputs(Case(S=7)))
+    q, k, v, i, _ = (x.detach() for x in mlstm_cases.inputs(Case(S=7, dtype=mlstm_cases.exact_dtype(backend))))
     closed = torch.full_like(i, -torch.inf)
     h, state = functional.mlstm(q, k, v, closed, closed, return_state=True, backend=backend)
     assert all((x == 0).all() for x in (h, *state))
@@ -117,22 +145,28 @@ def test_mlstm_cu_seqlens_equals_each_sequence_alone(lengths, state, backend):
 
 @pytest.mark.parametrize("B,S", [(2, 0), (0, 5), (0, 0)])
 def test_mlstm_of_nothing_passes_the_state_through(B, S, backend):
-    case = Case(B=B, S=S, state=True)
+    case = Case(B=B, S=S, dtype=mlstm_cases.exact_dtype(backend), state=True)
     tensors = mlstm_cases.inputs(case)
     got, true = mlstm_cases.run(case, tensors, backend), mlstm_cases.truth(case, tensors)
     assert got["h"].shape == (B, S, case.NH, case.DHHV)
     for name, start in zip("Cnm", tensors[5:]):
         assert torch.equal(got[name], start)
     for name in got:
-        assert torch.equal(got[name].double(), true[name].double()), name
+        if name == "dm0" and backend in KERNELS:  # a dot product in float32
+            assert tolerances.rms_ratio(got[name], true[name]) < 1e-6
+        else:
+            assert torch.equal(got[name], true[name].to(got[name].dtype)), name
 
 
-def test_mlstm_split_at_a_chunk_border_gives_the_same_bits(backend):
-    q, k, v, i, f = (x.detach() for x in mlstm_cases.inputs(Case(S=200, dtype=torch.float32)))
-    whole, last = functional.mlstm(q, k, v, i, f, return_state=True, chunk_size=64, backend=backend)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mlstm_split_at_a_chunk_border_gives_the_same_bits(dtype, backend):
+    if dtype == torch.bfloat16 and backend not in KERNELS:
+        pytest.skip("bfloat16 is computed in float32 there")
+    q, k, v, i, f = (x.detach() for x in mlstm_cases.inputs(Case(S=200, NH=2, dtype=dtype)))
+    whole, last = mlstm(q, k, v, i, f, return_state=True, chunk_size=64, backend=backend)
     pieces, state = [], None
     for piece in (slice(0, 128), slice(128, 200)):
-        h, state = functional.mlstm(
+        h, state = mlstm(
             *(x[:, piece] for x in (q, k, v, i, f)), state=state, return_state=True, chunk_size=64, backend=backend
         )
         pieces.append(h)
@@ -141,28 +175,31 @@ def test_mlstm_split_at_a_chunk_border_gives_the_same_bits(backend):
 
 
 def test_mlstm_pieces_have_the_gradients_of_the_whole(backend):
-    tensors = mlstm_cases.inputs(Case(S=100, state=True))
+    tensors = mlstm_cases.inputs(Case(S=100, NH=2, dtype=mlstm_cases.exact_dtype(backend), state=True))
     sequence, start = tensors[:5], tensors[5:]
 
     def loss(borders: list[int]) -> torch.Tensor:
         state, outputs = tuple(start), []
         for a, b in itertools.pairwise(borders):
-            h, state = functional.mlstm(*(x[:, a:b] for x in sequence), state=state, return_state=True, eps=0.0, backend=backend)
+            h, state = mlstm(*(x[:, a:b] for x in sequence), state=state, return_state=True, eps=0.0, backend=backend)
             outputs.append(h)
         return torch.cat(outputs, 1).sin().sum()
 
     whole = torch.autograd.grad(loss([0, 100]), tensors)
     pieces = torch.autograd.grad(loss([0, 30, 31, 64, 100]), tensors)
     for name, a, b in zip(mlstm_cases.NAMES, pieces, whole):
-        assert tolerances.rms_ratio(a, b) <= 1e-12, name
+        assert tolerances.rms_ratio(a, b) <= (1e-5 if backend in KERNELS else 1e-12), name
 
 
-def test_mlstm_row_does_not_depend_on_its_batch(backend):
-    case = Case(B=4, S=130, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mlstm_row_does_not_depend_on_its_batch(dtype, backend):
+    if dtype == torch.bfloat16 and backend not in KERNELS:
+        pytest.skip("bfloat16 is computed in float32 there")
+    case = Case(B=4, S=130 if backend not in KERNELS else 70, NH=2, dtype=dtype)
     tensors = mlstm_cases.inputs(case)
     whole = mlstm_cases.run(case, tensors, backend, loss_on_state=False)
     row = [x.detach()[2:3].clone().requires_grad_() for x in tensors]
-    h = functional.mlstm(*row, backend=backend)
+    h = mlstm(*row, backend=backend)
     assert torch.equal(h, whole["h"][2:3])
     generator = torch.Generator().manual_seed(case.seed + 1)
     weight = torch.randn(whole["h"].shape, generator=generator, dtype=torch.float64).to(h.dtype)
@@ -170,8 +207,9 @@ def test_mlstm_row_does_not_depend_on_its_batch(backend):
         assert torch.equal(gradient, whole["d" + name][2:3]), name
 
 
-def test_mlstm_gives_the_same_bits_twice(backend):
-    case = Case(S=130, dtype=torch.float32, state=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mlstm_gives_the_same_bits_twice(dtype, backend):
+    case = Case(S=130 if backend not in KERNELS else 70, NH=2, dtype=dtype, state=True)
     tensors = mlstm_cases.inputs(case)
     once, twice = (mlstm_cases.run(case, tensors, backend) for _ in range(2))
     assert all(torch.equal(once[name], twice[name]) for name in once)
@@ -180,7 +218,7 @@ def test_mlstm_gives_the_same_bits_twice(backend):
 def test_mlstm_two_backward_passes_agree_and_inputs_stay(backend):
     tensors = mlstm_cases.inputs(Case(S=70, dtype=torch.float32, state=True))
     before = [x.detach().clone() for x in tensors]
-    h, state = functional.mlstm(*tensors[:5], state=tuple(tensors[5:]), return_state=True, backend=backend)
+    h, state = mlstm(*tensors[:5], state=tuple(tensors[5:]), return_state=True, backend=backend)
     loss = h.square().sum() + state.C.square().sum()
     first = torch.autograd.grad(loss, tensors, retain_graph=True)
     second = torch.autograd.grad(loss, tensors)
@@ -190,11 +228,12 @@ def test_mlstm_two_backward_passes_agree_and_inputs_stay(backend):
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "offset", "last axis strided"])
 def test_mlstm_reads_any_strides(layout, backend):
-    q, k, v, i, f = (x.detach() for x in mlstm_cases.inputs(Case(S=33, DHQK=16, DHHV=16)))
-    expected = functional.mlstm(q, k, v, i, f, backend=backend)
+    case = Case(S=33, DHQK=16, DHHV=16, dtype=mlstm_cases.exact_dtype(backend))
+    q, k, v, i, f = (x.detach().to(mlstm_cases.device_of(backend)) for x in mlstm_cases.inputs(case))
+    expected = mlstm(q, k, v, i, f, backend=backend)
     if layout == "expanded":
         q = q[:1].expand(2, -1, -1, -1)
-        expected = functional.mlstm(q.contiguous(), k, v, i, f, backend=backend)
+        expected = mlstm(q.contiguous(), k, v, i, f, backend=backend)
     views = {
         "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
         "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
@@ -203,14 +242,16 @@ def test_mlstm_reads_any_strides(layout, backend):
         "last axis strided": lambda x: torch.stack([x, -x], -1)[..., 0],
     }
     view = views[layout]
-    got = functional.mlstm(view(q), view(k), view(v), view(i), view(f), backend=backend)
+    got = mlstm(view(q), view(k), view(v), view(i), view(f), backend=backend)
     assert torch.equal(got, expected)
 
 
 def test_mlstm_reads_any_strides_of_the_incoming_gradient(backend):
-    tensors = mlstm_cases.inputs(Case(S=33))
+    device = mlstm_cases.device_of(backend)
+    inputs = mlstm_cases.inputs(Case(S=33, dtype=mlstm_cases.exact_dtype(backend)))
+    tensors = [x.detach().to(device).requires_grad_() for x in inputs]
     h = functional.mlstm(*tensors, backend=backend)
-    weight = torch.randn(*h.shape[:-1], 1, dtype=h.dtype)
+    weight = torch.randn(*h.shape[:-1], 1, dtype=h.dtype, device=device)
     expanded = torch.autograd.grad(h, tensors, weight.expand_as(h), retain_graph=True)
     contiguous = torch.autograd.grad(h, tensors, weight.expand_as(h).contiguous())
     assert all(torch.equal(a, b) for a, b in zip(expanded, contiguous))
@@ -218,19 +259,25 @@ def test_mlstm_reads_any_strides_of_the_incoming_gradient(backend):
 
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "i", "f"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
-def test_mlstm_nan_touches_only_its_sample_and_head_from_its_step_on(poisoned, value, backend):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_mlstm_nan_touches_only_its_sample_and_head_from_its_step_on(poisoned, value, dtype, backend):
+    if dtype != torch.float32 and backend not in KERNELS:
+        pytest.skip("16-bit dtypes are computed in float32 there")
     if value == torch.inf and poisoned in "qf":
         pytest.skip("q = inf stays at its step; f = +inf is a gate that forgets nothing")
-    tensors = [x.detach() for x in mlstm_cases.inputs(Case(B=3, S=100, dtype=torch.float32))]
-    clean, clean_state = functional.mlstm(*tensors, return_state=True, backend=backend)
+    tensors = [x.detach() for x in mlstm_cases.inputs(Case(B=3, S=100, dtype=dtype))]
+    clean, clean_state = mlstm(*tensors, return_state=True, backend=backend)
     tensors["qkvif".index(poisoned)][1, 70, 2] = value
-    h, state = functional.mlstm(*tensors, return_state=True, backend=backend)
+    h, state = mlstm(*tensors, return_state=True, backend=backend)
     touched = torch.zeros(h.shape, dtype=torch.bool)
     touched[1, 70:, 2] = True
     assert torch.equal(h[~touched], clean[~touched])
-    assert h[1, 70, 2].isnan().all(), "a NaN is hidden"
+    # An infinite v or k may stay infinite in the kernels; NaN stays NaN.
+    lost = torch.isnan if value != value or backend not in KERNELS else lambda x: ~x.isfinite()
+    assert lost(h[1, 70, 2]).all(), "a NaN is hidden"
     if poisoned != "q":
-        assert h[1, 70:, 2].isnan().all() and state.C[1, 2].isnan().all() and state.n[1, 2].isnan().all()
+        assert lost(h[1, 70:, 2]).all() and lost(state.C[1, 2]).all()
+        assert poisoned == "v" or lost(state.n[1, 2]).all()
     others = torch.ones(3, 3, dtype=torch.bool)
     others[1, 2] = False
     assert all(torch.equal(a[others], b[others]) for a, b in zip(state, clean_state))
@@ -241,17 +288,18 @@ def test_mlstm_never_writes_to_its_inputs_when_it_cleans_them(backend):
     tensors = [x.detach() for x in mlstm_cases.inputs(Case(B=1, NH=1, S=128, dtype=torch.float32))]
     tensors[1][0, 3] = torch.nan
     before = [x.clone() for x in tensors]
-    functional.mlstm(*tensors, backend=backend)
+    mlstm(*tensors, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(before, tensors) if not b.isnan().any())
     assert tensors[1][0, 3].isnan().all()
 
 
+@pytest.mark.parametrize("backend", DEEP_ON_SIMT, indirect=True)
 def test_mlstm_error_does_not_grow_with_length(backend):
     errors = {}
     for S in (256, 4096):
         tensors = [x.detach() for x in mlstm_cases.inputs(Case(B=1, S=S, NH=1, dtype=torch.float32))]
         true = functional.mlstm(*(x.double() for x in tensors), backend="reference")
-        errors[S] = tolerances.rms_ratio(functional.mlstm(*tensors, backend=backend), true)
+        errors[S] = tolerances.rms_ratio(mlstm(*tensors, backend=backend), true)
     assert errors[4096] <= 1.5 * errors[256], errors
 
 
@@ -283,11 +331,15 @@ print(read("VmHWM") - before)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("gate_dtype", ["same", "float32"])
 def test_mlstm_dtypes_in_and_out(dtype, gate_dtype, backend):
+    if dtype == torch.float64 and backend in KERNELS:
+        with pytest.raises(TypeError, match=f"mlstm on {backend}: q: got torch.float64, expected torch.float32"):
+            mlstm(*(x.detach() for x in mlstm_cases.inputs(Case(S=9))), backend=backend)
+        return
     q, k, v, i, f = (x.detach().to(dtype) for x in mlstm_cases.inputs(Case(S=9)))
     if gate_dtype == "float32" and dtype != torch.float64:
         i, f = i.float(), f.float()
     tensors = [x.requires_grad_() for x in (q, k, v, i, f)]
-    h, state = functional.mlstm(*tensors, return_state=True, backend=backend)
+    h, state = mlstm(*tensors, return_state=True, backend=backend)
     assert h.dtype == dtype
     assert {x.dtype for x in state} == {torch.float64 if dtype == torch.float64 else torch.float32}
     h.float().sum().backward()
@@ -297,6 +349,8 @@ def test_mlstm_dtypes_in_and_out(dtype, gate_dtype, backend):
 @pytest.mark.parametrize("options", [{}, {"igate": "sigmoid"}, {"igate": "sigmoid", "normalize": False}, {"scale": 2.0}], ids=str)
 @pytest.mark.parametrize("gates", ["normal", "f-inf every 7th", "both -inf"])
 def test_mlstm_step_walks_like_the_sequence(options, gates, backend):
+    if backend == "cuda":
+        pytest.skip("test_mlstm_step_kernel.py does it there")
     case = Case(S=20, dtype=torch.float32, gates=gates, state=True)
     q, k, v, i, f, *start = (x.detach() for x in mlstm_cases.inputs(case))
     expected, last = functional.mlstm(q, k, v, i, f, state=start, return_state=True, backend="reference", **options)
@@ -313,10 +367,12 @@ def test_mlstm_step_walks_like_the_sequence(options, gates, backend):
 
 
 def test_mlstm_step_has_gradients(backend):
-    case = Case(S=1, state=True, options={"eps": 0.0})
+    if backend == "cuda":
+        pytest.skip("test_mlstm_step_kernel.py does it there")
+    case = Case(S=1, dtype=mlstm_cases.exact_dtype(backend), state=True, options={"eps": 0.0})
     tensors = mlstm_cases.inputs(case)
     true = mlstm_cases.truth(case, tensors, loss_on_state=False)
     h, _ = functional.mlstm_step(*(x[:, 0] for x in tensors[:5]), tuple(tensors[5:]), eps=0.0, backend=backend)
     weight = torch.randn(true["h"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for name, gradient in zip(mlstm_cases.NAMES, torch.autograd.grad((h.unsqueeze(1) * weight).sum(), tensors)):
-        assert tolerances.rms_ratio(gradient, true["d" + name]) <= 1e-11, name
+        assert tolerances.rms_ratio(gradient, true["d" + name], true["df terms"] if name == "f" else None) <= tolerances.MLSTM_GRAD[case.dtype], name

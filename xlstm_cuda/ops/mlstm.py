@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise, mlstm_step_kernel
+from . import chunkwise, mlstm_kernels, mlstm_step_kernel
 from .chunkwise.states import State
 from .library import define, differentiable_once
+
+KERNEL_BACKENDS = ("cuda", "simt")
 
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, Tensor? cu_seqlens"
 _OPTIONS = "float scale, str igate, bool normalize, float eps, int? chunk_size, str backend"
@@ -29,23 +31,28 @@ def _state_dtype(q: Tensor) -> torch.dtype:
 
 
 def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
-    _only_cpu(backend)
     options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
+    if backend in KERNEL_BACKENDS:
+        return mlstm_kernels.forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, backend)
     return chunkwise.forward(q, k, v, i, f, _initial(q, v, C0, n0, m0, cu_seqlens), cu_seqlens, options)
 
 
 def _forward_fake(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
     dtype = _state_dtype(q)
     states = [q.new_empty(shape, dtype=dtype) for shape in _state_shapes(q, v, cu_seqlens)]
-    return v.new_empty(v.shape), *states, i.new_empty(i.shape, dtype=dtype)
+    dot = mlstm_kernels.empty_dot(i, dtype) if backend in KERNEL_BACKENDS else i.new_empty(i.shape, dtype=dtype)
+    return v.new_empty(v.shape), *states, dot
 
 
 def _backward_impl(
     dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n,
     scale, igate, normalize, eps, chunk_size, backend, exact,
 ):  # fmt: skip
-    _only_cpu(backend)
     options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
+    if backend in KERNEL_BACKENDS:
+        return mlstm_kernels.backward(
+            dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n, options, exact, backend
+        )  # fmt: skip
     initial = _initial(q, v, C0, n0, m0, cu_seqlens)
     return chunkwise.backward(dh, dC, dn, q, k, v, i, f, initial, cu_seqlens, h, dot, C, n, options, exact)
 
@@ -132,7 +139,7 @@ def mlstm_step(
     backend: str,
 ) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
-    if backend in ("cuda", "simt"):
+    if backend in KERNEL_BACKENDS:
         return mlstm_step_kernel.mlstm_step(
             q, k, v, i, f, state, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
         )
@@ -145,7 +152,3 @@ def _initial(q, v, C0, n0, m0, cu_seqlens) -> State:
     C, n, m = (q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
     return C, n, m
 
-
-def _only_cpu(backend: str) -> None:
-    if backend != "cpu":
-        raise RuntimeError(f"mlstm: backend {backend!r} has no mLSTM kernels in this build; use backend 'cpu' or 'reference'")

@@ -1,0 +1,38 @@
+// gate_tile.cuh - the gates of one chunk for a group of heads, through shared memory: (B, S, NH) is read and written in whole rows,
+// warps work on one head at a time.
+#pragma once
+#include "device/language.cuh"
+#include "mlstm/elements.cuh"
+#include "mlstm/sequences.cuh"
+
+namespace xlstm::mlstm {
+
+constexpr int kHeadsPerBlock = 16, kGateThreads = 256, kGateWarps = kGateThreads / 32;
+
+template <int L>
+struct GateTile {
+  float value[kHeadsPerBlock][L + 1];
+
+  // Steps past the end get `fill`.
+  XLSTM_DEVICE void load(const void* gate, ElementType element, StepStrides strides, const Chunk& chunk, int first_head, int heads, float fill) {
+    for (int x = int(threadIdx.x); x < L * heads; x += kGateThreads) {
+      const int t = x / heads, head = x % heads;
+      const int64_t step = chunk.index * L + t;
+      const int64_t at = chunk.span.batch * strides.batch + (chunk.span.first + step) * strides.step + (first_head + head) * strides.head;
+      value[head][t] = step < chunk.span.length ? load_element(gate, element, at) : fill;
+    }
+  }
+};
+
+// Blocks are (slot, group of heads), groups fastest.
+struct GateBlock {
+  int64_t slot;
+  int first_head, heads;
+};
+XLSTM_DEVICE GateBlock gate_block(int64_t NH) {
+  const int64_t groups = (NH + kHeadsPerBlock - 1) / kHeadsPerBlock;
+  const int first = int(blockIdx.x % groups) * kHeadsPerBlock;
+  return {int64_t(blockIdx.x) / groups, first, int(min(int64_t(kHeadsPerBlock), NH - first))};
+}
+
+}  // namespace xlstm::mlstm

@@ -1,0 +1,162 @@
+"""What only the kernels of csrc/mlstm have: tiles, segments, schedules, and what a launch did (tensor cores, bytes, bank conflicts)."""
+
+from __future__ import annotations
+
+import mlstm_cases
+import pytest
+import tolerances
+import torch
+from mlstm_cases import KERNELS, Case, mlstm
+
+import xlstm_cuda
+from xlstm_cuda import simt
+from xlstm_cuda.ops import mlstm_kernels
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=KERNELS)
+def backend(request) -> str:
+    found = xlstm_cuda.backends()[request.param]
+    if not found:
+        pytest.skip(found.reason)
+    return request.param
+
+
+@pytest.fixture
+def traced() -> str:
+    """Backend simt with its instrumented module."""
+    if not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
+    try:
+        xlstm_cuda.native.simt("_trace")
+    except ImportError as error:
+        pytest.skip(str(error))
+    return "simt"
+
+
+def check(case: Case, backend: str) -> None:
+    tensors = mlstm_cases.inputs(case)
+    got, true = mlstm_cases.run(case, tensors, backend), mlstm_cases.truth(case, tensors)
+    for name, value in got.items():
+        allowed = {"h": tolerances.MLSTM_H, "C": tolerances.MLSTM_H, "df": tolerances.MLSTM_DF}.get(name, tolerances.MLSTM_GRAD)[case.dtype]
+        if name in "nm":
+            allowed = 2 * tolerances.MLSTM_H[torch.float32]
+        error = tolerances.rms_ratio(value, true[name], true["df terms"] if name == "df" else None)
+        assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
+
+
+# One head dim per tile in either role: DHQK contracts in H and dV, DHHV in dQ and dK.
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("DHQK,DHHV", [(64, 128), (256, 72), (264, 64), (136, 512)])
+def test_mlstm_every_tile_matches_reference(DHQK, DHHV, dtype, backend):
+    check(Case(B=1, S=135, NH=1, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True, options={"eps": 0.0}), backend)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("DHQK", [16, 64, 128, 200, 256, 512])
+@pytest.mark.parametrize("DHHV", [16, 64, 128, 200, 256, 512])
+def test_mlstm_every_pair_of_tiles_matches_reference(DHQK, DHHV, dtype, backend):
+    check(Case(B=1, S=200, NH=1, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True, options={"eps": 0.0}), backend)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(
+    "options", [{"normalizer_grad": "detached"}, {"igate": "sigmoid"}, {"igate": "sigmoid", "normalize": False}, {"scale": -0.3}], ids=str
+)
+def test_mlstm_options_match_reference_in_16_bits(options, dtype, backend):
+    check(Case(B=1, S=100, DHQK=40, DHHV=64, dtype=dtype, options=options), backend)
+
+
+@pytest.mark.parametrize("gates", ["f-inf every 7th", "f-1e4 every 8th", "i-inf prefix", "i+20", "both -inf"])
+def test_mlstm_gate_edges_match_reference_in_bfloat16(gates, backend):
+    case = Case(B=1, S=100, DHQK=40, DHHV=64, dtype=torch.bfloat16, gates=gates, options={"eps": 0.0})
+    tensors = mlstm_cases.inputs(case)
+    got, true = mlstm_cases.run(case, tensors, backend), mlstm_cases.truth(case, tensors)
+    for name in ("h", "dq", "dk", "dv"):
+        assert tolerances.rms_ratio(got[name], true[name]) <= tolerances.MLSTM_GRAD[case.dtype], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", [None, (70, 0, 1, 140)], ids=str)
+def test_mlstm_has_the_same_bits_for_any_number_of_segments(lengths, dtype, backend):
+    case = Case(B=1, S=211, NH=2, DHQK=24, DHHV=72, dtype=dtype, state=True, lengths=lengths)
+    tensors = mlstm_cases.inputs(case)
+    with mlstm_kernels.forced_segments(1):
+        whole = mlstm_cases.run(case, tensors, backend)
+    for count in (2, 3, 9):
+        with mlstm_kernels.forced_segments(count):
+            pieces = mlstm_cases.run(case, tensors, backend)
+        for name in whole:
+            assert torch.equal(whole[name], pieces[name]), f"{count} segments: {name}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order", ["fifo", "reverse", "lifo"])
+def test_mlstm_has_the_same_bits_with_any_schedule(order, dtype):
+    if not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
+    case = Case(B=1, S=130, NH=1, DHQK=24, DHHV=72, dtype=dtype, state=True)
+    tensors = mlstm_cases.inputs(case)
+    once = mlstm_cases.run(case, tensors, "simt")
+    with simt.options(order=order, landing="early"):
+        again = mlstm_cases.run(case, tensors, "simt")
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("DHQK,DHHV", [(64, 128), (256, 40), (512, 64)])
+def test_mlstm_kernels_have_no_data_race(DHQK, DHHV, dtype, traced):
+    case = Case(B=1, S=150, NH=1, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True)
+    with simt.options(races=True), mlstm_kernels.forced_segments(2):
+        mlstm_cases.run(case, mlstm_cases.inputs(case), traced)
+
+
+def test_mlstm_head_dim_that_no_tile_holds_raises_with_the_table(backend):
+    tensors = [x.detach() for x in mlstm_cases.inputs(Case(B=1, S=2, NH=1, DHQK=520, DHHV=8, dtype=torch.float32))]
+    with pytest.raises(ValueError, match=f"mlstm on {backend}: DHQK: got 520, expected 1 to 512.*64, 128, 256 and 512"):
+        mlstm(*tensors, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def walks() -> dict[str, dict]:
+    """What the walks of one forward and backward at head dims 128 / 256 did, by name."""
+    if not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
+    try:
+        xlstm_cuda.native.simt("_trace")
+    except ImportError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    case = Case(B=1, S=256, NH=1, DHQK=128, DHHV=256, dtype=torch.bfloat16)
+    with simt.profile() as launches:
+        mlstm_cases.run(case, mlstm_cases.inputs(case), "simt", loss_on_state=False)
+    return {launch["kernel"]: launch for launch in launches}
+
+
+USES = {"h": (128, 256), "dq": (256, 128), "dk": (256, 128), "dv": (128, 256)}  # c, o
+
+
+@pytest.mark.parametrize("use", USES)
+def test_mlstm_walk_uses_tensor_cores_without_bank_conflicts(use, walks):
+    walk = walks[f"mlstm_walk_{use}<bfloat16>"]
+    assert walk["mma"] > 0 and walk["ldmatrix"] > 0
+    assert walk["bank_conflict_factor"] <= 1.05, walk["bank_conflict_factor"]
+    assert walk["sector_factor"] <= 1.1, walk["sector_factor"]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_mlstm_walk_moves_the_fewest_bytes(use, walks):
+    """A, B, X in and O out once, with A and B once for every block of 64 columns of O; dQ and dK read q and k for their row dots.
+
+    The state is left out: it is read and written once per sequence, whatever S is.
+    """
+    walk, S, (c, o) = walks[f"mlstm_walk_{use}<bfloat16>"], 256, USES[use]
+    blocks = -(-o // 64)
+    dots = 2 * o * S if use in ("dq", "dk") else 0
+    least = 2 * S * (2 * c * blocks + 2 * o) + dots
+    state = 4 * 128 * 256 * (1 if use in ("h", "dk") else 0)
+    moved = walk["global_bytes_read"] + walk["global_bytes_written"] - state
+    assert moved <= 1.10 * least, f"{moved / least:.3f} times the least"
