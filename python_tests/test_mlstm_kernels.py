@@ -1,4 +1,4 @@
-"""What only the kernels of csrc/mlstm have: tiles, segments, schedules, and what a launch did (tensor cores, bytes, bank conflicts)."""
+"""What only the kernels of csrc/mlstm have: tiles, segments, schedules; what a launch did (tensor cores, bytes, conflicts)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def check(case: Case, backend: str) -> None:
     tensors = mlstm_cases.inputs(case)
     got, true = mlstm_cases.run(case, tensors, backend), mlstm_cases.truth(case, tensors)
     for name, value in got.items():
-        allowed = {"h": tolerances.MLSTM_H, "C": tolerances.MLSTM_H, "df": tolerances.MLSTM_DF}.get(name, tolerances.MLSTM_GRAD)[case.dtype]
+        allowed = {"h": tolerances.MLSTM_H, "C": tolerances.MLSTM_H, "df": tolerances.MLSTM_DF}.get(name, tolerances.MLSTM_GRAD)[
+            case.dtype
+        ]
         if name in "nm":
             allowed = 2 * tolerances.MLSTM_H[torch.float32]
         error = tolerances.rms_ratio(value, true[name], true["df terms"] if name == "df" else None)
@@ -63,7 +65,9 @@ def test_mlstm_every_pair_of_tiles_matches_reference(DHQK, DHHV, dtype, backend)
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(
-    "options", [{"normalizer_grad": "detached"}, {"igate": "sigmoid"}, {"igate": "sigmoid", "normalize": False}, {"scale": -0.3}], ids=str
+    "options",
+    [{"normalizer_grad": "detached"}, {"igate": "sigmoid"}, {"igate": "sigmoid", "normalize": False}, {"scale": -0.3}],
+    ids=str,
 )
 def test_mlstm_options_match_reference_in_16_bits(options, dtype, backend):
     check(Case(B=1, S=100, DHQK=40, DHHV=64, dtype=dtype, options=options), backend)
