@@ -168,3 +168,22 @@ def test_mlstm_walk_moves_the_fewest_bytes(use, walks):
     state = 4 * 128 * 256 * (1 if use in ("h", "dk") else 0)
     moved = walk["global_bytes_read"] + walk["global_bytes_written"] - state
     assert moved <= 1.10 * least, f"{moved / least:.3f} times the least"
+
+
+def test_language_model_of_mlstm_blocks_runs_forward_and_backward_on_the_kernels(backend):
+    layer = xlstm_cuda.mLSTMLayerConfig(num_heads=2, conv1d_kernel_size=4, qkv_proj_blocksize=4)
+    config = xlstm_cuda.xLSTMLMModelConfig(
+        vocab_size=11, embedding_dim=32, num_blocks=2, context_length=64, mlstm_block=xlstm_cuda.mLSTMBlockConfig(mlstm=layer)
+    )
+    model, device = xlstm_cuda.xLSTMLMModel(config), mlstm_cases.device_of(backend)
+    tokens = torch.randint(11, (2, 40))
+
+    def loss_and_gradients(backend: str, device: str) -> list[torch.Tensor]:
+        model.to(device)
+        logits = model(tokens.to(device), backend=backend)
+        gradients = torch.autograd.grad(logits.square().mean(), list(model.parameters()), allow_unused=True)
+        return [logits.detach().cpu(), *(g.cpu() for g in gradients if g is not None)]
+
+    expected = loss_and_gradients("cpu", "cpu")
+    for a, b in zip(loss_and_gradients(backend, device), expected):
+        assert tolerances.rms_ratio(a, b) <= 1e-4
