@@ -2,13 +2,23 @@
 PYTHON ?= python
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help test lint format bench-cpu
+.PHONY: help test test-deep lint format static-report gpu-check bench-cpu
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 test:  ## the default tests (10 minutes on 2 cores)
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+test-deep:  ## the wide grid, races, address checks, planted bugs; install with XLSTM_SIMT=ON XLSTM_SIMT_ASAN=ON first
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m deep
+	$(PYTHON) python_tests/simt_deep.py
+
+static-report:  ## every kernel through nvcc for every architecture: registers, spills, shared memory, warnings
+	$(PYTHON) -m bench.static_report
+
+gpu-check:  ## on a machine with a GPU: install, device layer, kernels, in resumable stages
+	$(PYTHON) bench/gpu_check.py
 
 lint:  ## ruff, mypy, clang-format; pip install ".[lint]" first
 	ruff check --output-format concise .

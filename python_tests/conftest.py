@@ -1,4 +1,4 @@
-"""Fixtures of every test: uninitialised memory is NaN, random numbers are seeded, thread counts do not depend on the machine."""
+"""Fixtures of every test: uninitialised memory is NaN, random numbers are seeded, one thread whatever the machine."""
 
 import pytest
 import torch
@@ -19,5 +19,6 @@ def seeded():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    """Tests run in parallel processes; those about threads choose their own number."""
+    torch.set_num_threads(1)

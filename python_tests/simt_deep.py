@@ -40,7 +40,11 @@ def modes() -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     return {
         "races": ("_simt_trace", [pytest(), pytest()], races),
         "asan": ("_simt_asan", [pytest(*without_own_modes)], sanitizer_environment()),
-        "cases": ("_simt", [[sys.executable, "-m", "pytest", "-q", "-m", "deep", "--durations=1", "python_tests/test_simt_tile.py"]], {}),
+        "cases": (
+            "_simt",
+            [[sys.executable, "-m", "pytest", "-q", "-m", "deep", "--durations=1", "python_tests/test_simt_tile.py"]],
+            {},
+        ),
         "mutants": ("_simt", [[sys.executable, "python_tests/simt_mutants.py"]], {}),
     }
 

@@ -1,6 +1,7 @@
 """`python -m xlstm_cuda info` answers also where something is broken."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -64,4 +65,4 @@ def test_info_names_cuda_versions_as_people_do(monkeypatch):
     monkeypatch.setattr(native._C, "cuda_version", 0)
     report = info.collect()
     assert report["build"]["CUDA version"] is None
-    assert "CUDA version         none" in info.as_text(report)
+    assert re.search(r"CUDA version +none", info.as_text(report))

@@ -218,8 +218,6 @@ def test_autocast_runs_forward_backward_and_step(kind, options, gradients_condit
 
 @kinds
 def test_compiles_whole_with_one_recompile_over_five_lengths(kind):
-    if kind == "sLSTM" and not hasattr(torch.ops.xlstm_cuda, "slstm_forward"):
-        pytest.skip("this build runs the sLSTM as a Python loop over steps, which a compiler unrolls for each length")
     torch._dynamo.reset()
     graphs = []
     layer = by_hand.make(kind, I, H, bidirectional=True)

@@ -90,8 +90,16 @@ OPTIONS = [
 def test_options_reach_the_cell(kind, options):
     layer = by_hand.make(kind, I, H, 2, **options)
     x = normal(5, I)
+    true, true_last = by_hand.one_sequence(layer, x, None)
     output, last = layer(x)
-    close((output, *last), [y for part in [by_hand.one_sequence(layer, x, None)] for y in (part[0], *part[1])])
+    close((output, *last), (true, *true_last))
+    for grad in (True, False):  # without gradients, a step takes a shorter way
+        with torch.set_grad_enabled(grad):
+            state = None
+            for token, expected in zip(x, true):
+                output, state = layer.step(token, state)
+                close(output, expected)
+            close(state, true_last)
 
 
 @pytest.mark.parametrize("kind,options", [("sLSTM", {}), ("mLSTM", {"qk_dim_factor": 0.5})], ids=str)

@@ -35,11 +35,14 @@ every_config = pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS.
 
 
 def pair(**options):
-    """An official and our model with the same weights, every parameter away from its init."""
+    """An official and our model with the same weights, every parameter away from its init.
+
+    Not too far: with noise of 0.2 the official float32 logits are themselves 2e-4 from those in float64.
+    """
     theirs = official.xLSTMLarge(official.xLSTMLargeConfig(**(BASE | NATIVE | options))).eval()
     with torch.no_grad():
         for p in theirs.parameters():
-            p.add_(torch.randn_like(p) * 0.2)
+            p.add_(torch.randn_like(p) * 0.05)
     mine = ours.xLSTMLarge(ours.xLSTMLargeConfig(**(BASE | NATIVE | options))).eval()
     mine.load_state_dict(theirs.state_dict())
     return theirs, mine
@@ -58,15 +61,13 @@ def test_official_weights_give_official_logits_and_states(options):
     idx = torch.randint(0, 50, (2, 70))
     with torch.no_grad():
         (expected, their_state), (actual, my_state) = theirs(idx), mine(idx)
-        assert (actual - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max()))
+        assert (actual - expected).abs().max() <= TOLERANCE
         assert close(my_state, their_state)
-        before = copy.deepcopy(my_state)
         for t in range(3):  # our model continues on the official state, theirs on ours
             expected, their_next = theirs(idx[:, t : t + 1], copy.deepcopy(my_state))
             actual, my_state = mine(idx[:, t : t + 1], their_state)
             their_state = their_next
-            assert (actual - expected).abs().max() <= 5 * TOLERANCE * max(1.0, float(expected.abs().max()))
-    assert all(torch.equal(a, b) for i in before for a, b in zip(before[i], before[i]))
+            assert (actual - expected).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("use_bias", [False, True], ids=["no bias", "bias"])

@@ -324,6 +324,7 @@ def test_unreadable_data_is_one_message(text, capsys):
         ["--steps", "0"],
         ["--steps", "many"],
         ["--batch-size", "-1"],
+        ["--batch-size", "4000000000"],
         ["--learning-rate", "0"],
         ["--learning-rate", "nan"],
         ["--dropout", "1"],
@@ -355,6 +356,16 @@ def test_options_that_do_not_go_together(text, capsys, options, said):
     assert train("--data", text, "--out", "run", *options) == 2
     assert_one_line(capsys.readouterr().err, said)
     assert not os.path.exists("run")
+
+
+def test_out_of_memory_is_one_message(text, capsys, monkeypatch):
+    def allocate(*_):
+        torch.empty(2**60)
+
+    monkeypatch.setattr(Training, "train_step", allocate)
+    assert train("--data", text, "--out", "run") == 1
+    assert_one_line(capsys.readouterr().err, "out of memory", "--batch-size")
+    assert checkpoint.load(Path("run/last.pt"))["step"] == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

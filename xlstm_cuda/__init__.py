@@ -5,7 +5,7 @@ import pkgutil
 # A checkout's folder shadows an installed package of the same name: look for the compiled modules in both.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from . import blocks, functional, models, simt
+from . import blocks, checkpoints, functional, models, simt
 from .backends import backends
 from .blocks import *  # noqa: F403
 from .layers import mLSTM, sLSTM
@@ -15,4 +15,15 @@ from .states import MLSTMState, SLSTMState
 
 __version__: str = _C.version
 
-__all__ = ["MLSTMState", "SLSTMState", "backends", "functional", "simt", "mLSTM", "sLSTM", *blocks.__all__, *models.__all__]
+__all__ = [
+    "MLSTMState",
+    "SLSTMState",
+    "backends",
+    "checkpoints",
+    "functional",
+    "mLSTM",
+    "sLSTM",
+    "simt",
+    *blocks.__all__,
+    *models.__all__,
+]

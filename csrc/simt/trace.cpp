@@ -118,14 +118,20 @@ void trace_block_synchronised(Block& block) {
 #define UNALIGNED_HOOKS(n)                              \
   HOOK(__tsan_unaligned_read##n, n, xlstm::simt::kRead) \
   HOOK(__tsan_unaligned_write##n, n, xlstm::simt::kWrite)
-HOOKS(1)
-HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
+// clang-format off
+HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
+UNALIGNED_HOOKS(2) UNALIGNED_HOOKS(4) UNALIGNED_HOOKS(8) UNALIGNED_HOOKS(16)
+// clang-format on
 #define RANGE_HOOK(name, flags)                                                                       \
   extern "C" __attribute__((visibility("hidden"))) void name(void* p, unsigned long bytes) {          \
     if (xlstm::simt::tracing && bytes)                                                                \
       xlstm::simt::record(p, bytes, flags, xlstm::simt::Place{{"", 0}, __builtin_return_address(0)}); \
   }
-    RANGE_HOOK(__tsan_read_range, xlstm::simt::kRead) RANGE_HOOK(__tsan_write_range, xlstm::simt::kWrite) extern "C" {
+    // clang-format off
+RANGE_HOOK(__tsan_read_range, xlstm::simt::kRead)
+RANGE_HOOK(__tsan_write_range, xlstm::simt::kWrite)
+extern "C" {
+  // clang-format on
   __attribute__((visibility("hidden"))) void __tsan_init() {}
   __attribute__((visibility("hidden"))) void __tsan_func_entry(void*) {}
   __attribute__((visibility("hidden"))) void __tsan_func_exit() {}

@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", 2)
     except CommandError as error:
         return _fail(f"error: {error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return _fail("error: out of memory; a smaller --batch-size, --context-length or --embedding-dim needs less", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     except BrokenPipeError:  # the reader of a pipe has left; python would complain once more while closing stdout

@@ -97,19 +97,19 @@ def _machine(command: argparse.ArgumentParser) -> None:
         help="cpu, cuda, cuda:1, ... or auto: the GPU where the kernels run, else the CPU",
     )
     machine.add_argument("--backend", choices=BACKENDS, help="implementation of the recurrences (default: by device)")
-    machine.add_argument("--threads", metavar="N", type=whole(1), help="CPU threads (default: PyTorch's choice)")
+    machine.add_argument("--threads", metavar="N", type=whole(1, 4096), help="CPU threads (default: PyTorch's choice)")
 
 
-def whole(minimum: int) -> Callable[[str], int]:
-    """Converter to an integer of at least ``minimum``."""
+def whole(minimum: int, maximum: int = 2**62) -> Callable[[str], int]:
+    """Converter to an integer within the bounds."""
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if value < minimum or value >= 2**63:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {minimum}")
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {minimum} to {maximum}")
         return value
 
     return convert
@@ -145,7 +145,7 @@ def _converter(name: str, default: Any, bounds: Any) -> Callable[[str], Any]:
     if name == "slstm_at":
         return _block_list
     if isinstance(default, int):
-        return whole(bounds["minimum"])
+        return whole(bounds["minimum"], bounds["maximum"])
     return real(bounds["minimum"], bounds["above"], bounds["below"])
 
 

@@ -114,6 +114,7 @@ def _build() -> dict[str, Any]:
         "CUDA architectures": module.cuda_architectures,
         "simt executor": importlib.util.find_spec("xlstm_cuda._simt") is not None,
         "CPU instruction set": native.cpu_isa(),
+        "PyTorch's CPU instruction set": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -20,35 +20,44 @@ VOCAB_SIZE = 256
 
 
 def _setting(
-    default: Any, help: str, minimum: float | None = None, above: float | None = None, below: float | None = None
+    default: Any,
+    help: str,
+    minimum: float | None = None,
+    maximum: int | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A dataclass field with what the command line needs to know about it: help text and accepted range."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "above": above, "below": below})
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "above": above, "below": below})
 
 
 @dataclass(frozen=True)
 class Settings:
     """Model, optimizer and data order of a training run. Same settings, same machine: same weights, bit for bit."""
 
-    steps: int = _setting(400, "optimizer steps", minimum=1)
-    batch_size: int = _setting(16, "sequences per step", minimum=1)
-    context_length: int = _setting(128, "bytes per training sequence", minimum=1)
-    embedding_dim: int = _setting(128, "width of the residual stream", minimum=1)
-    num_blocks: int = _setting(4, "residual blocks", minimum=1)
+    steps: int = _setting(800, "optimizer steps", minimum=1, maximum=10**9)
+    batch_size: int = _setting(8, "sequences per step", minimum=1, maximum=2**16)
+    context_length: int = _setting(128, "bytes per training sequence", minimum=1, maximum=2**20)
+    embedding_dim: int = _setting(128, "width of the residual stream", minimum=1, maximum=2**16)
+    num_blocks: int = _setting(4, "residual blocks", minimum=1, maximum=2**10)
     slstm_at: tuple[int, ...] = _setting(
         (1,), "blocks that are sLSTM, counted from 0, the others are mLSTM (e.g. 1,3; none; all)"
     )
-    num_heads: int = _setting(4, "heads of every block", minimum=1)
-    qkv_proj_blocksize: int = _setting(4, "block size of the mLSTM's block-diagonal q, k, v projections", minimum=1)
+    num_heads: int = _setting(4, "heads of every block", minimum=1, maximum=2**12)
+    qkv_proj_blocksize: int = _setting(
+        16, "block size of the mLSTM's block-diagonal q, k, v projections", minimum=1, maximum=2**16
+    )
     dropout: float = _setting(0.0, "dropout in the residual blocks", minimum=0, below=1)
     learning_rate: float = _setting(4e-3, "peak learning rate, reached after the warm-up, then a cosine to zero", above=0)
-    warmup_steps: int = _setting(40, "steps of linear warm-up", minimum=0)
+    warmup_steps: int = _setting(40, "steps of linear warm-up", minimum=0, maximum=10**9)
     weight_decay: float = _setting(0.1, "AdamW weight decay of matrices", minimum=0)
     gradient_clip: float = _setting(1.0, "largest norm of the gradient", above=0)
-    seed: int = _setting(0, "seed of weights, data order and dropout", minimum=0)
+    seed: int = _setting(0, "seed of weights, data order and dropout", minimum=0, maximum=2**62)
     dtype: str = _setting("float32", "arithmetic: float32, or bfloat16 (autocast; the weights stay float32)")
-    eval_every: int = _setting(100, "steps between validations", minimum=1)
-    eval_bytes: int = _setting(65536, "validate on at most this many bytes from the start of the held-out part", minimum=1)
+    eval_every: int = _setting(100, "steps between validations", minimum=1, maximum=10**9)
+    eval_bytes: int = _setting(
+        65536, "validate on at most this many bytes from the start of the held-out part", minimum=1, maximum=2**40
+    )
 
     def model_config(self) -> xLSTMLMModelConfig:
         """The model: xLSTM[a:b] with the paper's pre up-projection mLSTM and post up-projection sLSTM blocks.

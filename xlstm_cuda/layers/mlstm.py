@@ -42,7 +42,7 @@ class mLSTM(RecurrentLayer):
         bias_lk (2*NH*DHQK + 2*hidden_size): zeros.
         bias_gate_lk (2*NH): input gates N(0, 0.1), forget gates spread evenly over 3..6 (official package, xLSTMBlockStack).
             The -10 that the 7B model's input gates start at is made for deep residual stacks: in nn.LSTM's place, without a
-            residual path, it would start the layer's output near zero, below the epsilon of its norm.
+            residual path, it would start h below the epsilon of its norm and so the output far too small.
         weight_norm_lk (hidden_size), absent without normalize: ones.
     bias=False drops both biases, those of the gates too: forget gates then start at one half.
 
