@@ -1,9 +1,9 @@
 """What the CUDA compiler says about every kernel, without a GPU: `python -m bench.static_report`.
 
 Compiles every kernel file, and the test kernels that use every function of csrc/device, for every architecture of the default
-list, assembles them, and prints registers, spills and shared memory per kernel; where cuobjdump is found (CUDA toolkit, or the wheel
-nvidia-cuda-cuobjdump with nvidia-cuda-nvdisasm) also the tensor-core and FFMA instructions. Fails on a compiler or assembler warning, and on a walk of the mLSTM in
-16 bits without tensor-core instructions.
+list, assembles them, and prints registers, spills and shared memory per kernel; where cuobjdump and nvdisasm are found (CUDA
+toolkit, or the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) also the tensor-core and FFMA instructions. Fails on a
+compiler or assembler warning, and on a walk of the mLSTM in 16 bits without tensor-core instructions.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def main() -> int:
                     problems.append(f"{file.name} for {architecture}: no tensor-core instruction in {kernel.name}")
     print(f"{'file':24} {'arch':10} {'registers':>9} {'spill B':>7} {'stack B':>7} {'smem B':>7} {'HMMA':>5} {'FFMA':>5}  kernel")
     for k in sorted(kernels, key=lambda k: (k.file, k.name, k.architecture)):
-        print(f"{k.file:24} {k.architecture:10} {k.registers:9} {k.spill_bytes:7} {k.stack:7} {k.shared:7} {k.hmma:5} {k.ffma:5}  {k.name}")
+        print(
+            f"{k.file:24} {k.architecture:10} {k.registers:9} {k.spill_bytes:7} {k.stack:7} {k.shared:7}"
+            f" {k.hmma:5} {k.ffma:5}  {k.name}"
+        )
     spilled = sum(k.spill_bytes > 0 for k in kernels)
     seconds = time.perf_counter() - started
     print(f"\n{len(jobs)} compilations, {len(kernels)} kernels, {spilled} with spills, {len(problems)} problems, {seconds:.0f} s")

@@ -39,7 +39,9 @@ def check(case: Case, backend: str, h=tolerances.MLSTM_H, grad=tolerances.MLSTM_
         expected = true[name]
         allowed = {"h": h, "C": h, "n": h, "m": h, "df": df}.get(name, grad)[case.dtype]
         if name in "Cnm" and case.dtype in (torch.bfloat16, torch.float16) and not (name == "C" and backend in KERNELS):
-            allowed = h[torch.float32] * 2  # states are float32 whatever the inputs; tensor cores round w v to 16 bits on its way into C
+            allowed = (
+                h[torch.float32] * 2
+            )  # states are float32 whatever the inputs; tensor cores round w v to 16 bits on its way into C
         error = tolerances.rms_ratio(value, expected, true["df terms"] if name == "df" else None)
         if value.dtype != torch.float64 and bool(((value.double() - expected.double()).abs() <= 1e-37).all()):
             continue  # below the normal numbers of float32
@@ -93,8 +95,8 @@ def test_mlstm_options_match_reference(options, state, backend):
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
 def test_mlstm_gate_edges_match_reference(gates, state, backend):
-    # An exponent of size |gate| costs that many ulps: 1e4 * 2^-52 in float64; in float32 it is m that is rounded. Far above the floor
-    # the quotient by a small |d| enlarges float32's rounding.
+    # An exponent of size |gate| costs that many ulps: 1e4 * 2^-52 in float64; in float32 it is m that is rounded. Far above the
+    # floor the quotient by a small |d| enlarges float32's rounding.
     case = Case(S=70, NH=2, gates=gates, state=state, options={"eps": 0.0})
     allowed = {torch.float64: 1e-9, torch.float32: 5e-5 + 2**-24 * mlstm_cases.largest_gate(mlstm_cases.inputs(case))}
     check(case, backend, h=allowed, grad=allowed, df=allowed)
@@ -166,9 +168,7 @@ def test_mlstm_split_at_a_chunk_border_gives_the_same_bits(dtype, backend):
     whole, last = mlstm(q, k, v, i, f, return_state=True, chunk_size=64, backend=backend)
     pieces, state = [], None
     for piece in (slice(0, 128), slice(128, 200)):
-        h, state = mlstm(
-            *(x[:, piece] for x in (q, k, v, i, f)), state=state, return_state=True, chunk_size=64, backend=backend
-        )
+        h, state = mlstm(*(x[:, piece] for x in (q, k, v, i, f)), state=state, return_state=True, chunk_size=64, backend=backend)
         pieces.append(h)
     assert torch.equal(torch.cat(pieces, 1), whole)
     assert all(torch.equal(a, b) for a, b in zip(state, last))
@@ -375,4 +375,7 @@ def test_mlstm_step_has_gradients(backend):
     h, _ = functional.mlstm_step(*(x[:, 0] for x in tensors[:5]), tuple(tensors[5:]), eps=0.0, backend=backend)
     weight = torch.randn(true["h"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for name, gradient in zip(mlstm_cases.NAMES, torch.autograd.grad((h.unsqueeze(1) * weight).sum(), tensors)):
-        assert tolerances.rms_ratio(gradient, true["d" + name], true["df terms"] if name == "f" else None) <= tolerances.MLSTM_GRAD[case.dtype], name
+        assert (
+            tolerances.rms_ratio(gradient, true["d" + name], true["df terms"] if name == "f" else None)
+            <= tolerances.MLSTM_GRAD[case.dtype]
+        ), name

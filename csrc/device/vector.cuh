@@ -25,6 +25,26 @@ struct Word<16> {
 };
 }  // namespace detail
 
+// One access of a whole Word (uint2, float2, float4, ...) at an address that is a multiple of its size.
+template <class Word>
+XLSTM_DEVICE Word load_word(const void* source XLSTM_SITE) {
+#ifdef __CUDACC__
+  return *static_cast<const Word*>(source);
+#else
+  Word word;
+  simt::vector_load(&word, source, sizeof(Word), site);
+  return word;
+#endif
+}
+template <class Word>
+XLSTM_DEVICE void store_word(void* destination, Word word XLSTM_SITE) {
+#ifdef __CUDACC__
+  *static_cast<Word*>(destination) = word;
+#else
+  simt::vector_store(destination, &word, sizeof(Word), site);
+#endif
+}
+
 // values[j] = source[j] for j < count, 0 beyond: one access when count is N and the address is a multiple of N elements.
 template <int N, class T>
 XLSTM_DEVICE void load_vector(T (&values)[N], const T* source, int count = N XLSTM_SITE) {

@@ -10,10 +10,10 @@ namespace xlstm::mlstm {
 template <int L>
 struct ChunkScan {
   static constexpr int kPerLane = L > 32 ? L / 32 : 1;  // consecutive steps of a lane; lanes past L hold closed steps
-  double b[kPerLane];        // sum of lf up to t
-  double column[kPerLane];   // li_t - b_t
-  double highest[kPerLane];  // maximum of li_j - b_j over the segment up to t
-  int start[kPerLane];       // the last reset up to t, or -1
+  double b[kPerLane];                                   // sum of lf up to t
+  double column[kPerLane];                              // li_t - b_t
+  double highest[kPerLane];                             // maximum of li_j - b_j over the segment up to t
+  int start[kPerLane];                                  // the last reset up to t, or -1
   double total, last_highest;
   int last_start;
 };
@@ -22,7 +22,8 @@ XLSTM_DEVICE double max_or_nan(double a, double b) { return a != a || a > b ? a 
 
 // i, f: pre-activations of this lane's steps (i = -inf, f = +inf past the end). A NaN or i = +inf makes all that follows NaN.
 template <int L>
-XLSTM_DEVICE ChunkScan<L> scan_chunk(const float (&i)[ChunkScan<L>::kPerLane], const float (&f)[ChunkScan<L>::kPerLane], InputGate input_gate) {
+XLSTM_DEVICE ChunkScan<L> scan_chunk(const float (&i)[ChunkScan<L>::kPerLane], const float (&f)[ChunkScan<L>::kPerLane],
+                                     InputGate input_gate) {
   constexpr int kPerLane = ChunkScan<L>::kPerLane;
   const int lane = int(device::lane_id());
   ChunkScan<L> s;

@@ -4,8 +4,8 @@
 //   dlog_f_t = sum_{r>=t} (q_r.dq_r - k_r.dk_r) + <C, dC> + <n, dn> of the final state,  df_t = sigmoid(-f_t) dlog_f_t
 // The sum stops at the next reset (f = -inf), whose own gate has no gradient.
 //
-// Two kernels: suffix_sums (one block per sequence and head, from the end, kSpan steps at a time) and gates (one chunk and up to 16
-// heads per block, which turns (B, NH, S) into (B, S, NH)). Sums in float64: it is O(S) work.
+// Two kernels: suffix_sums (one block per sequence and head, from the end, kSpan steps at a time) and gates (one chunk and up to
+// 16 heads per block, which turns (B, NH, S) into (B, S, NH)). Sums in float64: it is O(S) work.
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +36,8 @@ XLSTM_DEVICE Suffix operator+(Suffix earlier, Suffix later) {
 template <int L>
 __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradientParams p, int64_t slots) {
   XLSTM_SHARED(of_warp, Suffix[kSuffixWarps]);
+  XLSTM_SHARED(span_x, float[kSpan]);  // q.dq - k.dk, then their sums: global memory is read and written in whole lines
+  XLSTM_SHARED(span_reset, uint8_t[kSpan]);
   const Sequences& s = p.sequences;
   const int64_t n = blockIdx.x / s.NH, head = blockIdx.x % s.NH;
   const Span span = span_of(s, n, L);
@@ -44,15 +46,20 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
   const int lane = int(device::lane_id()), warp = int(device::warp_id());
   Suffix carry = {p.border ? double(p.border[blockIdx.x]) : 0.0, false};
   for (int64_t base = (span.length - 1) / kSpan * kSpan; base >= 0 && span.length > 0; base -= kSpan) {
+    for (int x = int(threadIdx.x); x < kSpan; x += kSuffixThreads) {
+      const int64_t t = base + x;
+      const bool real = t < span.length;
+      span_x[x] = real ? sum_of_parts(p.q_dq, p.parts, stride, line + t) - sum_of_parts(p.k_dk, p.parts, stride, line + t) : 0.0f;
+      span_reset[x] = real && records[t / L * Record<L>::kFloats + Record<L>::kStart + t % L] == float(t % L);
+    }
+    __syncthreads();
     Suffix steps[kPerThread];  // from each step of this thread to its last
     bool reset[kPerThread];
     Suffix run = {0.0, false};
 #pragma unroll
     for (int e = kPerThread - 1; e >= 0; --e) {
-      const int64_t t = base + threadIdx.x * kPerThread + e;
-      const bool real = t < span.length;
-      const float x = real ? sum_of_parts(p.q_dq, p.parts, stride, line + t) - sum_of_parts(p.k_dk, p.parts, stride, line + t) : 0.0f;
-      reset[e] = real && records[t / L * Record<L>::kFloats + Record<L>::kStart + t % L] == float(t % L);
+      const float x = span_x[threadIdx.x * kPerThread + e];
+      reset[e] = span_reset[threadIdx.x * kPerThread + e];
       // what is before a reset does not see it: its sum counts for itself alone
       run = Suffix{x, false} + run;
       steps[e] = run;
@@ -61,11 +68,13 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
     Suffix after = run;  // of this lane and those above
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
-      const Suffix above = {__shfl_down_sync(device::kAllLanes, after.sum, offset), __shfl_down_sync(device::kAllLanes, int(after.reset), offset) != 0};
+      const Suffix above = {__shfl_down_sync(device::kAllLanes, after.sum, offset),
+                            __shfl_down_sync(device::kAllLanes, int(after.reset), offset) != 0};
       if (lane + offset < 32) after = after + above;
     }
     if (lane == 0) of_warp[warp] = after;
-    Suffix above = {__shfl_down_sync(device::kAllLanes, after.sum, 1), __shfl_down_sync(device::kAllLanes, int(after.reset), 1) != 0};
+    Suffix above = {__shfl_down_sync(device::kAllLanes, after.sum, 1),
+                    __shfl_down_sync(device::kAllLanes, int(after.reset), 1) != 0};
     if (lane == 31) above = {0.0, false};
     __syncthreads();
     for (int w = kSuffixWarps - 1; w >= 0; --w) {
@@ -74,10 +83,12 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
     }
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e) {
-      const int64_t t = base + threadIdx.x * kPerThread + e;
-      if (t < span.length) p.dlog_f[line + t] = reset[e] ? 0.0f : float((steps[e] + above).sum);
+      span_x[threadIdx.x * kPerThread + e] = reset[e] ? 0.0f : float((steps[e] + above).sum);
     }
-    __syncthreads();  // of_warp is free again
+    __syncthreads();
+    for (int x = int(threadIdx.x); x < kSpan && base + x < span.length; x += kSuffixThreads)
+      p.dlog_f[line + base + x] = span_x[x];
+    __syncthreads();  // shared memory is free again
   }
 }
 
@@ -130,9 +141,12 @@ void launch_gradients(const GateGradientParams& p, void* stream) {
 void gate_gradients(const GateGradientParams& params, void* stream) {
   if (params.sequences.N * params.sequences.NH * params.sequences.S == 0) return;
   switch (params.L) {
-    case 16: return launch_gradients<16>(params, stream);
-    case 32: return launch_gradients<32>(params, stream);
-    case 64: return launch_gradients<64>(params, stream);
+    case 16:
+      return launch_gradients<16>(params, stream);
+    case 32:
+      return launch_gradients<32>(params, stream);
+    case 64:
+      return launch_gradients<64>(params, stream);
   }
   throw std::invalid_argument("mlstm gate gradients: L: got " + std::to_string(params.L) + ", expected 16, 32 or 64");
 }

@@ -1,5 +1,5 @@
-// gate_tile.cuh - the gates of one chunk for a group of heads, through shared memory: (B, S, NH) is read and written in whole rows,
-// warps work on one head at a time.
+// gate_tile.cuh - the gates of one chunk for a group of heads, through shared memory: (B, S, NH) is read and written in whole
+// rows, warps work on one head at a time.
 #pragma once
 #include "device/language.cuh"
 #include "mlstm/elements.cuh"
@@ -14,11 +14,13 @@ struct GateTile {
   float value[kHeadsPerBlock][L + 1];
 
   // Steps past the end get `fill`.
-  XLSTM_DEVICE void load(const void* gate, ElementType element, StepStrides strides, const Chunk& chunk, int first_head, int heads, float fill) {
+  XLSTM_DEVICE void load(const void* gate, ElementType element, StepStrides strides, const Chunk& chunk, int first_head,
+                         int heads, float fill) {
     for (int x = int(threadIdx.x); x < L * heads; x += kGateThreads) {
       const int t = x / heads, head = x % heads;
       const int64_t step = chunk.index * L + t;
-      const int64_t at = chunk.span.batch * strides.batch + (chunk.span.first + step) * strides.step + (first_head + head) * strides.head;
+      const int64_t at =
+          chunk.span.batch * strides.batch + (chunk.span.first + step) * strides.step + (first_head + head) * strides.head;
       value[head][t] = step < chunk.span.length ? load_element(gate, element, at) : fill;
     }
   }

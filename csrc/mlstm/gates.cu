@@ -1,19 +1,21 @@
-// gates.cu - the gate scan: M4-M6 of README.md for every chunk, and the records the walks read (records.h). No product of q and k.
+// gates.cu - the gate scan: M4-M6 of README.md for every chunk, and the records the walks read (records.h). No product of q and
+// k.
 //
 //   b_t = sum_{r<=t} lf_r,  G = b_L                                                     (M4)
 //   m_k = max(G + m_{k-1}, max_j (G - b_j + li_j)), rounded to float32                  (M5)
 //   m_t = b_t + max(m_{k-1}, max_{j<=t} (li_j - b_j))                                   (M6)
 //
-// Three kernels, because only m_k goes from chunk to chunk: totals (G and the maximum of every chunk, in parallel), borders (M5, one
-// warp per sequence and head, three operations per chunk), records (everything else, in parallel).
-// Sigmoid input gate: m = 0, only an incoming m0 scales the incoming state. A segment that starts inside the chunk (f = -inf) hides
-// what lies before it: u = 0 after it, w = 0 before the last one, g = 0.
-// Blocks of totals and records: one chunk and up to 16 heads, a warp per head at a time. Shared memory: the gates, 8.3 KiB at L = 64.
-// Precision: sums and exponents in float64 (O(S) work), records in float32, logarithms as pairs of float32.
+// Three kernels, because only m_k goes from chunk to chunk: totals (G and the maximum of every chunk, in parallel), borders (M5,
+// one warp per sequence and head, three operations per chunk), records (everything else, in parallel). Sigmoid input gate: m = 0,
+// only an incoming m0 scales the incoming state. A segment that starts inside the chunk (f = -inf) hides what lies before it: u =
+// 0 after it, w = 0 before the last one, g = 0. Blocks of totals and records: one chunk and up to 16 heads, a warp per head at a
+// time. Shared memory: the gates, 8.3 KiB at L = 64. Precision: sums and exponents in float64 (O(S) work), records in float32,
+// logarithms as pairs of float32.
 #include <stdexcept>
 #include <string>
 
 #include "device/launch.cuh"
+#include "device/vector.cuh"
 #include "mlstm/chunk_scan.cuh"
 #include "mlstm/gate_tile.cuh"
 #include "mlstm/normaliser.cuh"
@@ -74,11 +76,13 @@ __global__ void __launch_bounds__(32) borders_kernel(GateScanParams p, int64_t s
   }
   for (int64_t k = 0; k < chunks; k += 32) {
     const bool real = k + lane < chunks;
-    const double G = real ? p.totals[(first + k + lane) * 2] : 0.0, highest = real ? p.totals[(first + k + lane) * 2 + 1] : -INFINITY;
+    const double G = real ? p.totals[(first + k + lane) * 2] : 0.0,
+                 highest = real ? p.totals[(first + k + lane) * 2 + 1] : -INFINITY;
     float before = 0.0f;
     for (int j = 0; j < 32; ++j) {
       if (j == lane) before = m;
-      const double m_k = max_or_nan(__shfl_sync(device::kAllLanes, G, j) + m, __shfl_sync(device::kAllLanes, highest, j));  // (M5)
+      const double m_k =
+          max_or_nan(__shfl_sync(device::kAllLanes, G, j) + m, __shfl_sync(device::kAllLanes, highest, j));  // (M5)
       m = m_k == -INFINITY ? 0.0f : float(m_k);
     }
     if (real) p.m_before[first + k + lane] = before;
@@ -120,10 +124,10 @@ __global__ void __launch_bounds__(kGateThreads) records_kernel(GateScanParams p,
     const double m_before = p.m_before[slot];
     const double m_after = sigmoid ? 0.0 : last ? p.m_last[chunk.sequence * p.sequences.NH + head] : p.m_before[slot + 1];
     constexpr int kPerLane = ChunkScan<L>::kPerLane;
+    float fields[9][kPerLane];
 #pragma unroll
     for (int e = 0; e < kPerLane; ++e) {
       const int t = lane * kPerLane + e;
-      if (t >= L) continue;
       const bool fresh = scan.start[e] >= 0;  // the chunk's initial state does not reach t
       double rise = -scan.b[e];               // m_t - b_t
       if (!sigmoid) {
@@ -134,18 +138,22 @@ __global__ void __launch_bounds__(kGateThreads) records_kernel(GateScanParams p,
       const int64_t step = chunk.index * L + t;
       const bool real = step < chunk.span.length;
       RowFactors row = {p.scale, m};
-      if (p.dot && real) row = normaliser_gradient(p, m, (chunk.span.batch * p.sequences.NH + head) * p.sequences.S + chunk.span.first + step);
+      if (p.dot && real)
+        row = normaliser_gradient(p, m, (chunk.span.batch * p.sequences.NH + head) * p.sequences.S + chunk.span.first + step);
       const Pair row_log = split(real ? -rise : -INFINITY), column_log = split(scan.column[e]);
-      record[R::kRowHigh + t] = row_log.high;
-      record[R::kRowLow + t] = row_log.low;
-      record[R::kColumnHigh + t] = column_log.high;
-      record[R::kColumnLow + t] = column_log.low;
-      record[R::kR + t] = real ? row.r : 0.0f;
-      record[R::kU + t] = real && !fresh ? row.r * expf(float(m_before - rise)) : 0.0f;
-      record[R::kW + t] = scan.start[e] == scan.last_start ? expf(float(scan.total + scan.column[e] - m_after)) : 0.0f;
-      record[R::kDelta + t] = real ? row.delta : 0.0f;
-      record[R::kStart + t] = float(scan.start[e]);
+      fields[R::kRowHigh / L][e] = row_log.high;
+      fields[R::kRowLow / L][e] = row_log.low;
+      fields[R::kColumnHigh / L][e] = column_log.high;
+      fields[R::kColumnLow / L][e] = column_log.low;
+      fields[R::kR / L][e] = real ? row.r : 0.0f;
+      fields[R::kU / L][e] = real && !fresh ? row.r * expf(float(m_before - rise)) : 0.0f;
+      fields[R::kW / L][e] = scan.start[e] == scan.last_start ? expf(float(scan.total + scan.column[e] - m_after)) : 0.0f;
+      fields[R::kDelta / L][e] = real ? row.delta : 0.0f;
+      fields[R::kStart / L][e] = float(scan.start[e]);
     }
+    if (lane * kPerLane < L)
+#pragma unroll
+      for (int field = 0; field < 9; ++field) device::store_vector(&record[field * L + lane * kPerLane], fields[field]);
     if (lane < 4) record[R::kG + lane] = lane == 0 && scan.last_start < 0 ? expf(float(scan.total + m_before - m_after)) : 0.0f;
   });
 }
@@ -174,9 +182,12 @@ int64_t chunk_slots(const Sequences& s, int L) { return s.cu_seqlens ? s.S / L +
 void gate_scan(const GateScanParams& params, void* stream) {
   if (params.sequences.N * params.sequences.NH == 0) return;
   switch (params.L) {
-    case 16: return launch_scan<16>(params, stream);
-    case 32: return launch_scan<32>(params, stream);
-    case 64: return launch_scan<64>(params, stream);
+    case 16:
+      return launch_scan<16>(params, stream);
+    case 32:
+      return launch_scan<32>(params, stream);
+    case 64:
+      return launch_scan<64>(params, stream);
   }
   throw std::invalid_argument("mlstm gate scan: L: got " + std::to_string(params.L) + ", expected 16, 32 or 64");
 }

@@ -1,4 +1,5 @@
-// inner_products.cu - dot products in float32 that the backward needs beside the walks: dh.h of every step, and <C, dC> + <n, dn>.
+// inner_products.cu - dot products in float32 that the backward needs beside the walks: dh.h of every step, and <C, dC> + <n,
+// dn>.
 //
 // Row dots: a warp takes one step of one head, 8 elements per lane and access; a block takes 32 steps of one head, so that its
 // results are one line of (B, NH, S). State dots: a block takes one sequence and head. Sums always in the same order.
@@ -75,9 +76,12 @@ void row_dots(const RowDotParams& params, void* stream) {
   config.block = dim3(kThreads);
   config.stream = stream;
   switch (params.element) {
-    case ElementType::Float32: return launch_row_dots<float>(params, config);
-    case ElementType::BFloat16: return launch_row_dots<__nv_bfloat16>(params, config);
-    case ElementType::Float16: return launch_row_dots<__half>(params, config);
+    case ElementType::Float32:
+      return launch_row_dots<float>(params, config);
+    case ElementType::BFloat16:
+      return launch_row_dots<__nv_bfloat16>(params, config);
+    case ElementType::Float16:
+      return launch_row_dots<__half>(params, config);
   }
 }
 

@@ -86,16 +86,16 @@ struct WalkParams {
   void* O;
   StepStrides A_strides, B_strides, X_strides, O_strides;  // multiples of 16 bytes
   const float* records;
-  bool normalize;                          // H only
-  float scale, eps;                        // H only
-  const float *state_start, *vector_start; // (N, NH, DHQK, DHHV): C or dC; (N, NH, DHQK): n (H, DQ) or dn (DK). Null is 0.
-  float *state_end, *vector_end;           // the same after the walk, or null
-  int segments;                            // of every sequence; more than 1 adds a pass that makes their first states
-  float *segment_states, *segment_vectors; // workspaces (segments - 1, N, NH, DHQK, DHHV) and (segments - 1, N, NH, DHQK)
-  float* dot;                              // H: (B, NH, S), s q.n
-  const void* row_dot_with;                // DQ: q, DK: k, (B, S, NH, o)
+  bool normalize;                           // H only
+  float scale, eps;                         // H only
+  const float *state_start, *vector_start;  // (N, NH, DHQK, DHHV): C or dC; (N, NH, DHQK): n (H, DQ) or dn (DK). Null is 0.
+  float *state_end, *vector_end;            // the same after the walk, or null
+  int segments;                             // of every sequence; more than 1 adds a pass that makes their first states
+  float *segment_states, *segment_vectors;  // workspaces (segments - 1, N, NH, DHQK, DHHV) and (segments - 1, N, NH, DHQK)
+  float* dot;                               // H: (B, NH, S), s q.n
+  const void* row_dot_with;                 // DQ: q, DK: k, (B, S, NH, o)
   StepStrides row_dot_strides;
-  float* row_dots;                         // DQ, DK: (parts, B, NH, S), q.dq or k.dk in float32, one part per block of o columns
+  float* row_dots;  // DQ, DK: (parts, B, NH, S), q.dq or k.dk in float32, one part per block of o columns
 };
 void walk(WalkUse use, const WalkParams& params, void* stream);
 
@@ -133,8 +133,8 @@ struct GateGradientParams {
   const float* records;
   const void *i, *f;
   StepStrides i_strides, f_strides;
-  float* dlog_f;   // workspace (B, NH, S)
-  void *di, *df;   // (B, S, NH) of gate_element, contiguous
+  float* dlog_f;  // workspace (B, NH, S)
+  void *di, *df;  // (B, S, NH) of gate_element, contiguous
 };
 void gate_gradients(const GateGradientParams& params, void* stream);
 

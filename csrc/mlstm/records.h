@@ -13,8 +13,9 @@ struct Record {
   static constexpr int kU = 5 * L;      // r_t u_t
   static constexpr int kW = 6 * L;      // w_j
   static constexpr int kDelta = 7 * L;  // delta_t; m_t in the forward
-  static constexpr int kStart = 8 * L;  // the last reset (f = -inf) up to t in this chunk, -1 without one: W_tj = 0 for j before it
-  static constexpr int kG = 9 * L;      // g, then 3 unused
+  static constexpr int kStart =
+      8 * L;                        // the last reset (f = -inf) up to t in this chunk, -1 without one: W_tj = 0 for j before it
+  static constexpr int kG = 9 * L;  // g, then 3 unused
   static constexpr int kFloats = 9 * L + 4;
 };
 

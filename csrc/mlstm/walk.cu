@@ -11,7 +11,8 @@ namespace {
 
 void check_head_dim(const char* name, int dim) {
   if (dim < 8 || dim > 512 || dim % 8)
-    throw std::invalid_argument(std::string("mlstm: ") + name + ": got " + std::to_string(dim) + ", expected a multiple of 8 from 8 to 512");
+    throw std::invalid_argument(std::string("mlstm: ") + name + ": got " + std::to_string(dim) +
+                                ", expected a multiple of 8 from 8 to 512");
 }
 
 int block_columns(ElementType element, int L, int c) {
@@ -37,10 +38,14 @@ void walk(WalkUse use, const WalkParams& params, void* stream) {
   const int L = chunk_length(params.element, params.c, params.o);
   if (params.element == ElementType::Float32) return walk_float32(use, params, stream);
   switch (use) {
-    case WalkUse::H: return walk_h(params, L, stream);
-    case WalkUse::DQ: return walk_dq(params, L, stream);
-    case WalkUse::DK: return walk_dk(params, L, stream);
-    case WalkUse::DV: return walk_dv(params, L, stream);
+    case WalkUse::H:
+      return walk_h(params, L, stream);
+    case WalkUse::DQ:
+      return walk_dq(params, L, stream);
+    case WalkUse::DK:
+      return walk_dk(params, L, stream);
+    case WalkUse::DV:
+      return walk_dv(params, L, stream);
   }
 }
 

@@ -1,9 +1,11 @@
-// walk.cuh - one gated linear-attention walk over the chunks of a sequence; its four uses are H, dQ, dK and dV (params.h: WalkParams).
+// walk.cuh - one gated linear-attention walk over the chunks of a sequence; its four uses are H, dQ, dK and dV (params.h:
+// WalkParams).
 //
 //   P_tj = (A_t.B_j + delta_t) r_t exp(row_t + column_j)       t the row that reads, j <= t the one that writes (records.h)
-//   forward (H, DQ)   O_t = sum_j P_tj X_j + r_t u_t (A_t S + delta_t s)     S <- g S + sum_j w_j B_j^T X_j       s <- g s + sum_j w_j X_j
-//   reverse (DK, DV)  O_j = sum_t P_tj X_t + w_j (A_j S + s)                 S <- g S + sum_t r_t u_t B_t^T X_t   s <- g s + sum_t r_t u_t delta_t X_t
-//   H                 d_t = sum_j P_tj + r_t u_t q_t.n,  h_t = O_t / (max(|d_t|, exp(-m_t)) + eps)                (M3, with r_t = scale)
+//   forward (H, DQ)   O_t = sum_j P_tj X_j + r_t u_t (A_t S + delta_t s)     S <- g S + sum_j w_j B_j^T X_j       s <- g s +
+//   sum_j w_j X_j reverse (DK, DV)  O_j = sum_t P_tj X_t + w_j (A_j S + s)                 S <- g S + sum_t r_t u_t B_t^T X_t   s
+//   <- g s + sum_t r_t u_t delta_t X_t H                 d_t = sum_j P_tj + r_t u_t q_t.n,  h_t = O_t / (max(|d_t|, exp(-m_t)) +
+//   eps)                (M3, with r_t = scale)
 // delta and s occur in DQ and DK; S is C, C^T, dC^T, dC in the order H, DQ, DK, DV; s is n and dn. H has n beside S.
 //
 // Mapping: a block takes one sequence and head and BO columns of O, and walks the chunks. Warp (wo, wc) of WO x WC owns
@@ -15,17 +17,18 @@
 // With WC > 1 the parts of O are summed through shared memory, every warp keeping some tiles.
 // Shared memory: walk_tile.cuh. Precision: products of 16-bit operands, float32 sums; P, S and w X are rounded to 16 bits as
 // operands; n, delta and w as pairs of them where they stand alone.
-// Segments: with few sequences and heads, every walk is cut into segments of whole chunks that run side by side. The states they start
-// from come from a pass before (STATES_ONLY) that makes the same updates in the same order and nothing else: any number of segments
-// gives the same bits.
-// NaN or infinities in v must not reach earlier steps through the zeros of P: H looks at every fragment of X and leaves the fast path
-// for that key tile (see `across_causal_zeros`). Elsewhere P's zeros are selected, not multiplied.
+// Segments: with few sequences and heads, every walk is cut into segments of whole chunks that run side by side. The states they
+// start from come from a pass before (STATES_ONLY) that makes the same updates in the same order and nothing else: any number of
+// segments gives the same bits. NaN or infinities in v must not reach earlier steps through the zeros of P: H looks at every
+// fragment of X and leaves the fast path for that key tile (see `across_causal_zeros`). Elsewhere P's zeros are selected, not
+// multiplied.
 #pragma once
 #include "device/barrier.cuh"
 #include "device/launch.cuh"
 #include "device/math.cuh"
 #include "device/matrix.cuh"
 #include "device/packed.cuh"
+#include "device/vector.cuh"
 #include "mlstm/normaliser.cuh"
 #include "mlstm/sequences.cuh"
 #include "mlstm/walk_tile.cuh"
@@ -37,9 +40,10 @@ constexpr float kLog2E = 1.4426950408889634f;
 template <class Element, class T, WalkUse USE, bool STATES_ONLY>
 __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p, int64_t slots) {
   constexpr bool REVERSE = USE == WalkUse::DK || USE == WalkUse::DV, NORMALISES = USE == WalkUse::H;
-  constexpr bool DELTA = USE == WalkUse::DQ || USE == WalkUse::DK, TRANSPOSED = DELTA;  // S is the transpose of the state in memory
-  constexpr int C = T::C, BO = T::BO, L = T::L, MT = T::MT, MR = T::MR, NT = T::NT, MO = T::MO, OT = T::OT, WO = T::WO, WC = T::WC, CW = T::CW,
-                PN = T::PN;
+  constexpr bool DELTA = USE == WalkUse::DQ || USE == WalkUse::DK,
+                 TRANSPOSED = DELTA;  // S is the transpose of the state in memory
+  constexpr int C = T::C, BO = T::BO, L = T::L, MT = T::MT, MR = T::MR, NT = T::NT, MO = T::MO, OT = T::OT, WO = T::WO,
+                WC = T::WC, CW = T::CW, PN = T::PN;
   using R = Record<L>;
   using Shared = WalkShared<T>;
   // which part of the record belongs to the rows and columns of P as this walk sees it
@@ -48,7 +52,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   constexpr int kReads = REVERSE ? R::kW : R::kU, kWrites = REVERSE ? R::kU : R::kW;
 
   unsigned char* smem = device::dynamic_shared<unsigned char>();
-  const int lane = int(threadIdx.x % 32), warp = int(device::warp_id()), group = lane / 4, quad = lane % 4, wo = warp % WO, wc = warp / WO;
+  const int lane = int(threadIdx.x % 32), warp = int(device::warp_id()), group = lane / 4, quad = lane % 4, wo = warp % WO,
+            wc = warp / WO;
   const int o_blocks = (p.o + BO - 1) / BO, o_block = int(blockIdx.x % o_blocks);
   const int segments = STATES_ONLY ? 1 : p.segments, segment = int(blockIdx.x / o_blocks % segments);
   const int64_t row = blockIdx.x / (int64_t(o_blocks) * segments), n = row / p.sequences.NH, head = row % p.sequences.NH;
@@ -72,13 +77,17 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   const int p_lane = swizzled<L>(lane & 15, lane >> 4);
 
   const auto load_a = [&](int k, int stage) {
-    load_tile<C, L, T::THREADS>(smem + Shared::A + stage * Shared::A_BYTES, A, p.A_strides.step, int64_t(k) * L, span.length, 0, p.c);
+    load_tile<C, L, T::THREADS>(smem + Shared::A + stage * Shared::A_BYTES, A, p.A_strides.step, int64_t(k) * L, span.length, 0,
+                                p.c);
   };
   const auto load_rest = [&](int k, int stage) {
-    load_tile<C, L, T::THREADS>(smem + Shared::B + stage * Shared::A_BYTES, B, p.B_strides.step, int64_t(k) * L, span.length, 0, p.c);
-    load_tile<BO, L, T::THREADS>(smem + Shared::X + stage * Shared::X_BYTES, X, p.X_strides.step, int64_t(k) * L, span.length, o_block * BO, p.o);
+    load_tile<C, L, T::THREADS>(smem + Shared::B + stage * Shared::A_BYTES, B, p.B_strides.step, int64_t(k) * L, span.length, 0,
+                                p.c);
+    load_tile<BO, L, T::THREADS>(smem + Shared::X + stage * Shared::X_BYTES, X, p.X_strides.step, int64_t(k) * L, span.length,
+                                 o_block * BO, p.o);
     for (int u = int(threadIdx.x); u < R::kFloats / 4; u += T::THREADS)
-      device::cp_async<16>(smem + Shared::RECORD + stage * Shared::RECORD_BYTES + u * 16, records + int64_t(k) * R::kFloats + u * 4);
+      device::cp_async<16>(smem + Shared::RECORD + stage * Shared::RECORD_BYTES + u * 16,
+                           records + int64_t(k) * R::kFloats + u * 4);
   };
   const auto chunk_at = [&](int step) { return REVERSE ? chunks - 1 - step : step; };
   if (steps.first < steps.end) {
@@ -95,15 +104,21 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   const int64_t rows = p.sequences.N * p.sequences.NH, state_row = row * p.c * p.o, vector_size = NORMALISES ? p.c : p.o;
   const float* state_start = segment == 0 ? p.state_start : p.segment_states + (segment - 1) * rows * p.c * p.o;
   const float* vector_start = segment == 0 ? p.vector_start : p.segment_vectors + (segment - 1) * rows * vector_size;
-  const int64_t c_stride = TRANSPOSED ? 1 : p.o, o_stride = TRANSPOSED ? p.c : 1;
 #pragma unroll
   for (int mo = 0; mo < MO; ++mo)
 #pragma unroll
     for (int ct = 0; ct < CW / 8; ++ct)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int o = o_warp + mo * 16 + group + (e >> 1) * 8, c = wc * CW + ct * 8 + 2 * quad + (e & 1);
-        S[mo][ct][e] = state_start && o < p.o && c < p.c ? state_start[state_row + c * c_stride + o * o_stride] : 0.0f;
+      for (int h = 0; h < 2; ++h) {
+        const int o = o_warp + mo * 16 + group + h * 8, c = wc * CW + ct * 8 + 2 * quad;  // of two neighbours in a row of S^T
+        float2 v = make_float2(0.0f, 0.0f);
+        if (state_start && o < p.o && c < p.c) {
+          const float* at = state_start + state_row;
+          v = TRANSPOSED ? device::load_word<float2>(at + int64_t(o) * p.c + c)
+                         : make_float2(at[c * int64_t(p.o) + o], at[(c + 1) * int64_t(p.o) + o]);
+        }
+        S[mo][ct][2 * h] = v.x;
+        S[mo][ct][2 * h + 1] = v.y;
       }
   if (DELTA && vector_start && quad == 0)
 #pragma unroll
@@ -131,9 +146,16 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
 #pragma unroll
         for (int ct = 0; ct < CW / 8; ++ct)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int o = o_warp + mo * 16 + group + (e >> 1) * 8, c = wc * CW + ct * 8 + 2 * quad + (e & 1);
-            if (o < p.o && c < p.c) state[state_row + (TRANSPOSED ? o * lead + c : c * lead + o)] = S[mo][ct][e];
+          for (int h = 0; h < 2; ++h) {
+            const int o = o_warp + mo * 16 + group + h * 8, c = wc * CW + ct * 8 + 2 * quad;  // of two neighbours in a row of S^T
+            const float* v = &S[mo][ct][2 * h];
+            if (o >= p.o || c >= p.c) continue;
+            if (TRANSPOSED) {
+              device::store_word(&state[state_row + o * lead + c], make_float2(v[0], v[1]));
+            } else {
+              state[state_row + c * lead + o] = v[0];
+              state[state_row + (c + 1) * lead + o] = v[1];
+            }
           }
     if (DELTA && vector && wc == 0 && quad == 0)
 #pragma unroll
@@ -177,7 +199,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
     if (T::STAGES == 2) device::cp_async_commit();
     if (DELTA && !STATES_ONLY && step > steps.first) store_row_dots(chunk_at(step - 1));
     const float* record = reinterpret_cast<const float*>(smem + Shared::RECORD + stage * Shared::RECORD_BYTES);
-    const int a_stage = Shared::A + stage * Shared::A_BYTES, b_stage = Shared::B + stage * Shared::A_BYTES, x_stage = Shared::X + stage * Shared::X_BYTES;
+    const int a_stage = Shared::A + stage * Shared::A_BYTES, b_stage = Shared::B + stage * Shared::A_BYTES,
+              x_stage = Shared::X + stage * Shared::X_BYTES;
     const float g = record[R::kG];
 
     // ---- P, one job at a time
@@ -214,12 +237,13 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
 #pragma unroll
       for (int i = 0; i < PN; ++i) {
         const int j = (n0 + i) * 8 + 2 * quad;
-        const float2 high = *reinterpret_cast<const float2*>(record + kColumnHigh + j), low = *reinterpret_cast<const float2*>(record + kColumnLow + j);
+        const float2 high = device::load_word<float2>(record + kColumnHigh + j),
+                     low = device::load_word<float2>(record + kColumnLow + j);
         float2 r = make_float2(p.scale, p.scale), delta = make_float2(0.0f, 0.0f), start = make_float2(0.0f, 0.0f);
         if (REVERSE) {
-          r = *reinterpret_cast<const float2*>(record + R::kR + j);
-          start = *reinterpret_cast<const float2*>(record + R::kStart + j);
-          if (DELTA) delta = *reinterpret_cast<const float2*>(record + R::kDelta + j);
+          r = device::load_word<float2>(record + R::kR + j);
+          start = device::load_word<float2>(record + R::kStart + j);
+          if (DELTA) delta = device::load_word<float2>(record + R::kDelta + j);
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -232,7 +256,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
           }
           const bool seen0 = REVERSE ? j >= t && float(t) >= start.x : j <= t && float(j) >= start.x;
           const bool seen1 = REVERSE ? j + 1 >= t && float(t) >= start.y : j + 1 <= t && float(j + 1) >= start.y;
-          const float x0 = DELTA ? acc[i][2 * h] + delta.x : acc[i][2 * h], x1 = DELTA ? acc[i][2 * h + 1] + delta.y : acc[i][2 * h + 1];
+          const float x0 = DELTA ? acc[i][2 * h] + delta.x : acc[i][2 * h],
+                      x1 = DELTA ? acc[i][2 * h + 1] + delta.y : acc[i][2 * h + 1];
           const float p0 = seen0 ? x0 * (r.x * device::exp2_approx(((row_high + high.x) + (row_low + low.x)) * kLog2E)) : 0.0f;
           const float p1 = seen1 ? x1 * (r.y * device::exp2_approx(((row_high + high.y) + (row_low + low.y)) * kLog2E)) : 0.0f;
           if (NORMALISES) sum[h] += p0 + p1;
@@ -258,7 +283,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         for (int x = 0; x < 2; ++x) {
           float* v = nv[2 * i + x];
           const uint32_t high = device::pack<Element>(v[0], v[1]);
-          const uint32_t rest = device::pack<Element>(v[0] - device::low_half<Element>(high), v[1] - device::high_half<Element>(high));
+          const uint32_t rest =
+              device::pack<Element>(v[0] - device::low_half<Element>(high), v[1] - device::high_half<Element>(high));
           const uint32_t from_row0 = __shfl_up_sync(device::kAllLanes, rest, 8);
           b[x] = group == 2 ? from_row0 : high;
           v[0] *= g, v[1] *= g;
@@ -341,10 +367,12 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
     };
     const auto x_fragments = [&](uint32_t (&x)[MO][4], int kt) {
 #pragma unroll
-      for (int mo = 0; mo < MO; ++mo) device::ldmatrix_x4_trans(x[mo], smem + moved<BO>(x_stage + x_lane, mo * 16) + kt * 16 * BO * 2);
+      for (int mo = 0; mo < MO; ++mo)
+        device::ldmatrix_x4_trans(x[mo], smem + moved<BO>(x_stage + x_lane, mo * 16) + kt * 16 * BO * 2);
     };
     // O += P X for key tile kt; the tile on the diagonal takes its own copy of X
-    const auto add_p_x = [&](float (&acc)[MR][OT][4], int pass, int kt, const uint32_t (&x)[MO][4], const uint32_t (&x_diagonal)[MO][4]) {
+    const auto add_p_x = [&](float (&acc)[MR][OT][4], int pass, int kt, const uint32_t (&x)[MO][4],
+                             const uint32_t (&x_diagonal)[MO][4]) {
       if (WC == 1 || kt % WC == wc)
 #pragma unroll
         for (int mt = 0; mt < MR; ++mt)
@@ -361,14 +389,16 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
             }
           }
     };
-    // The same for a tile of X with values that are not finite: on the diagonal they are left out of the product, and NaN is written
-    // where P is not zero by construction, that is from their own step on.
+    // The same for a tile of X with values that are not finite: on the diagonal they are left out of the product, and NaN is
+    // written where P is not zero by construction, that is from their own step on.
     const auto across_causal_zeros = [&](float (&acc)[MR][OT][4], int pass, int kt, const uint32_t (&x)[MO][4]) {
       uint32_t x_nan[MO][4], x_zero[MO][4];
 #pragma unroll
       for (int mo = 0; mo < MO; ++mo)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) x_nan[mo][e] = device::nan_unless_finite<Element>(x[mo][e]), x_zero[mo][e] = device::zero_unless_finite<Element>(x[mo][e]);
+        for (int e = 0; e < 4; ++e)
+          x_nan[mo][e] = device::nan_unless_finite<Element>(x[mo][e]),
+          x_zero[mo][e] = device::zero_unless_finite<Element>(x[mo][e]);
       add_p_x(acc, pass, kt, x_nan, x_zero);
 #pragma unroll
       for (int mt = 0; mt < MR; ++mt)
@@ -398,8 +428,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
     };
     // S += X^T (writes B) for key tile kt, and s or n with it
     const auto update = [&](int kt, const uint32_t (&x)[MO][4]) {
-      const float2 w0 = *reinterpret_cast<const float2*>(record + kWrites + kt * 16 + 2 * quad);
-      const float2 w1 = *reinterpret_cast<const float2*>(record + kWrites + kt * 16 + 8 + 2 * quad);
+      const float2 w0 = device::load_word<float2>(record + kWrites + kt * 16 + 2 * quad);
+      const float2 w1 = device::load_word<float2>(record + kWrites + kt * 16 + 8 + 2 * quad);
       const auto times = [](uint32_t pair, float2 w) {
         return device::pack<Element>(device::low_half<Element>(pair) * w.x, device::high_half<Element>(pair) * w.y);
       };
@@ -439,7 +469,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         uint32_t d[2];
 #pragma unroll
         for (int x8 = 0; x8 < 2; ++x8) {
-          const float2 delta = REVERSE ? *reinterpret_cast<const float2*>(record + R::kDelta + kt * 16 + 8 * x8 + 2 * quad) : make_float2(1.0f, 1.0f);
+          const float2 delta =
+              REVERSE ? device::load_word<float2>(record + R::kDelta + kt * 16 + 8 * x8 + 2 * quad) : make_float2(1.0f, 1.0f);
           const uint32_t high = device::pack<Element>(delta.x, delta.y);
           d[x8] = group == 0 ? high : group == 1 ? rest_of(delta, high) : 0u;
         }
@@ -485,7 +516,9 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
         for (int i = 0; i < MR * OT; ++i) {
           const int owner = i / T::KEPT;
           const float* x = acc[i / OT][i % OT];
-          if (owner != wc) parts[((owner * (WC - 1) + (wc < owner ? wc : wc - 1)) * T::KEPT + i % T::KEPT) * 32] = make_float4(x[0], x[1], x[2], x[3]);
+          if (owner == wc) continue;
+          const int line = (owner * (WC - 1) + (wc < owner ? wc : wc - 1)) * T::KEPT + i % T::KEPT;
+          device::store_word(&parts[line * 32], make_float4(x[0], x[1], x[2], x[3]));
         }
         device::named_barrier_sync(1 + wo, WC * 32);
 #pragma unroll
@@ -493,7 +526,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
           if (i / T::KEPT == wc)
 #pragma unroll
             for (int other = 0; other < WC - 1; ++other) {
-              const float4 v = parts[((i / T::KEPT * (WC - 1) + other) * T::KEPT + i % T::KEPT) * 32];
+              const float4 v = device::load_word<float4>(&parts[((i / T::KEPT * (WC - 1) + other) * T::KEPT + i % T::KEPT) * 32]);
               float* x = acc[i / OT][i % OT];
               x[0] += v.x, x[1] += v.y, x[2] += v.z, x[3] += v.w;
             }
@@ -507,13 +540,17 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
           const int64_t step_t = int64_t(k) * L + t;
           const bool real = step_t < span.length;
           float y = 1.0f, dot = 0.0f;
-          if constexpr (NORMALISES) y = __shfl_sync(device::kAllLanes, (pass * MR + mt) / 2 == 0 ? inverse[0] : inverse[NORMALISES ? L / 32 - 1 : 0], t & 31);
+          if constexpr (NORMALISES)
+            y = __shfl_sync(device::kAllLanes, (pass * MR + mt) / 2 == 0 ? inverse[0] : inverse[NORMALISES ? L / 32 - 1 : 0],
+                            t & 31);
 #pragma unroll
           for (int mo = 0; mo < MO; ++mo) {
             const float *x0 = &acc[mt][2 * mo][2 * h], *x1 = &acc[mt][2 * mo + 1][2 * h];
             const uint32_t v0 = device::pack<Element>(x0[0] * y, x0[1] * y), v1 = device::pack<Element>(x1[0] * y, x1[1] * y);
             const int i = mt * OT + 2 * mo;
-            const auto times = [](uint32_t pair, float x, float y) { return device::low_half<Element>(pair) * x + device::high_half<Element>(pair) * y; };
+            const auto times = [](uint32_t pair, float x, float y) {
+              return device::low_half<Element>(pair) * x + device::high_half<Element>(pair) * y;
+            };
             const Element* dot_with = nullptr;
             if constexpr (DELTA) dot_with = start_of(p.row_dot_with, p.row_dot_strides) + step_t * p.row_dot_strides.step;
             if constexpr (T::KEPT >= 2) {  // swapped with the neighbour: 8 bytes per lane, 32 bytes per row
@@ -521,17 +558,21 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
               const int o = o_warp + mo * 16 + (quad >> 1) * 4 + odd * 8;
               const bool inside = real && o < p.o;
               const uint32_t from = __shfl_xor_sync(device::kAllLanes, odd ? v0 : v1, 1);
-              if (inside) *reinterpret_cast<uint2*>(O + step_t * p.O_strides.step + o) = make_uint2(odd ? from : v0, odd ? v1 : from);
+              if (inside) device::store_word(O + step_t * p.O_strides.step + o, make_uint2(odd ? from : v0, odd ? v1 : from));
               if constexpr (DELTA) {
-                const uint2 pairs = inside ? *reinterpret_cast<const uint2*>(dot_with + o) : make_uint2(0u, 0u);
+                const uint2 pairs = inside ? device::load_word<uint2>(dot_with + o) : make_uint2(0u, 0u);
                 const uint32_t other = __shfl_xor_sync(device::kAllLanes, odd ? pairs.x : pairs.y, 1);
                 dot += times(odd ? other : pairs.x, x0[0], x0[1]) + times(odd ? pairs.y : other, x1[0], x1[1]);
               }
             } else {
-              const int kept = i / T::KEPT == wc ? 0 : (i + 1) / T::KEPT == wc ? 1 : -1, o = o_warp + mo * 16 + kept * 8 + 2 * quad;
+              const int kept = i / T::KEPT == wc         ? 0
+                               : (i + 1) / T::KEPT == wc ? 1
+                                                         : -1,
+                        o = o_warp + mo * 16 + kept * 8 + 2 * quad;
               if (kept < 0 || !real || o >= p.o) continue;
               *reinterpret_cast<uint32_t*>(O + step_t * p.O_strides.step + o) = kept ? v1 : v0;
-              if constexpr (DELTA) dot += times(*reinterpret_cast<const uint32_t*>(dot_with + o), kept ? x1[0] : x0[0], kept ? x1[1] : x0[1]);
+              if constexpr (DELTA)
+                dot += times(*reinterpret_cast<const uint32_t*>(dot_with + o), kept ? x1[0] : x0[0], kept ? x1[1] : x0[1]);
             }
           }
           if constexpr (DELTA) {
@@ -618,7 +659,6 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
     store_row_dots(chunk_at(steps.end - 1));
   }
   if (steps.end == chunks) store_state(p.state_end, p.vector_end);
-
 }
 
 }  // namespace xlstm::mlstm

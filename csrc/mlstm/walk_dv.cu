@@ -7,7 +7,8 @@
 namespace xlstm::mlstm {
 
 void walk_dv(const WalkParams& params, int L, void* stream) {
-  if (params.element == ElementType::BFloat16) return launch_walk<__nv_bfloat16, WalkUse::DV>("mlstm_walk_dv<bfloat16>", params, L, stream);
+  if (params.element == ElementType::BFloat16)
+    return launch_walk<__nv_bfloat16, WalkUse::DV>("mlstm_walk_dv<bfloat16>", params, L, stream);
   launch_walk<__half, WalkUse::DV>("mlstm_walk_dv<float16>", params, L, stream);
 }
 

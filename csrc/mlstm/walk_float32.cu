@@ -30,10 +30,14 @@ void launch(const std::string& name, const WalkParams& p, void* stream) {
 
 void walk_float32(WalkUse use, const WalkParams& params, void* stream) {
   switch (use) {
-    case WalkUse::H: return launch<WalkUse::H>("mlstm_walk_h<float32>", params, stream);
-    case WalkUse::DQ: return launch<WalkUse::DQ>("mlstm_walk_dq<float32>", params, stream);
-    case WalkUse::DK: return launch<WalkUse::DK>("mlstm_walk_dk<float32>", params, stream);
-    case WalkUse::DV: return launch<WalkUse::DV>("mlstm_walk_dv<float32>", params, stream);
+    case WalkUse::H:
+      return launch<WalkUse::H>("mlstm_walk_h<float32>", params, stream);
+    case WalkUse::DQ:
+      return launch<WalkUse::DQ>("mlstm_walk_dq<float32>", params, stream);
+    case WalkUse::DK:
+      return launch<WalkUse::DK>("mlstm_walk_dk<float32>", params, stream);
+    case WalkUse::DV:
+      return launch<WalkUse::DV>("mlstm_walk_dv<float32>", params, stream);
   }
 }
 

@@ -1,11 +1,12 @@
-// walk_float32.cuh - the walks H, dQ, dK, dV for float32 tensors: the equations of walk.cuh on FMA units, exact to float32 rounding.
+// walk_float32.cuh - the walks H, dQ, dK, dV for float32 tensors: the equations of walk.cuh on FMA units, exact to float32
+// rounding.
 //
-// Mapping: a block of 128 threads takes one sequence and head and BO = 32 columns of O; thread (rg, og) of 16 x 8 owns rows rg and
-// rg + 16 of P and O, and columns 4 og to 4 og + 3 of O (keys og, og + 8, ... of P). A and B pass through shared memory in slabs of 64
-// columns, because P, A S and the update of S need no more than one slab at a time; so one kernel serves every head dim up to 512.
-// Shared memory: S (c x BO) 64 KiB at c = 512, slabs of A and B 17 KiB, X 4 KiB, P 4.5 KiB, record, n; 92.5 KiB in all.
-// Precision: float32 products and sums (FFMA), exponents as pairs (records.h). Zeros of the causal mask are skipped, not multiplied,
-// so NaN in v stays where it is.
+// Mapping: a block of 128 threads takes one sequence and head and BO = 32 columns of O; thread (rg, og) of 16 x 8 owns rows rg
+// and rg + 16 of P and O, and columns 4 og to 4 og + 3 of O (keys og, og + 8, ... of P). A and B pass through shared memory in
+// slabs of 64 columns, because P, A S and the update of S need no more than one slab at a time; so one kernel serves every head
+// dim up to 512. Shared memory: S (c x BO) 64 KiB at c = 512, slabs of A and B 17 KiB, X 4 KiB, P 4.5 KiB, record, n; 92.5 KiB in
+// all. Precision: float32 products and sums (FFMA), exponents as pairs (records.h). Zeros of the causal mask are skipped, not
+// multiplied, so NaN in v stays where it is.
 #pragma once
 #include "device/async_copy.cuh"
 #include "device/launch.cuh"
@@ -24,18 +25,19 @@ struct Float32Shared {
   float A[T::L][T::SLAB + 4], B[T::L][T::SLAB + 4];  // padded: 16-byte reads of neighbouring rows hit different banks
   float X[T::L][T::BO], P[T::L][T::L + 4];
   float record[Record<T::L>::kFloats];
-  float s[T::BO];      // DQ, DK
-  float n[512];        // H
-  float S[1][T::BO];   // c rows, rounded up to a whole slab
+  float s[T::BO];     // DQ, DK
+  float n[512];       // H
+  float S[1][T::BO];  // c rows, rounded up to a whole slab
   static size_t bytes(int c) { return sizeof(Float32Shared) + (size_t(c + T::SLAB - 1) / T::SLAB * T::SLAB - 1) * T::BO * 4; }
 };
 
-static_assert(sizeof(Float32Shared) + (512 - 1) * Float32Tile::BO * 4 <= 99 * 1024, "c = 512 fits the GPUs with the least shared memory");
+static_assert(sizeof(Float32Shared) + (512 - 1) * Float32Tile::BO * 4 <= 99 * 1024,
+              "c = 512 fits the GPUs with the least shared memory");
 
 // Rows [first, first + L) and WIDTH columns of a matrix; zero beyond `rows` and `columns`.
 template <int WIDTH, int STRIDE>
-XLSTM_DEVICE void load_slab(float (&slab)[Float32Tile::L][STRIDE], const float* matrix, int64_t row_stride, int64_t first, int64_t rows, int column,
-                            int columns) {
+XLSTM_DEVICE void load_slab(float (&slab)[Float32Tile::L][STRIDE], const float* matrix, int64_t row_stride, int64_t first,
+                            int64_t rows, int column, int columns) {
   constexpr int kUnits = WIDTH / 4;
   for (int x = int(threadIdx.x); x < Float32Tile::L * kUnits; x += Float32Tile::THREADS) {
     const int r = x / kUnits, c = x % kUnits * 4;
@@ -44,7 +46,9 @@ XLSTM_DEVICE void load_slab(float (&slab)[Float32Tile::L][STRIDE], const float* 
   }
 }
 
-XLSTM_DEVICE float dot4(float4 a, float4 b, float sum) { return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum)))); }
+XLSTM_DEVICE float dot4(float4 a, float4 b, float sum) {
+  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+}
 XLSTM_DEVICE float4 fma4(float a, float4 b, float4 sum) {
   return make_float4(fmaf(a, b.x, sum.x), fmaf(a, b.y, sum.y), fmaf(a, b.z, sum.z), fmaf(a, b.w, sum.w));
 }
@@ -58,7 +62,8 @@ XLSTM_DEVICE float sum_of_8_lanes(float x) {
 template <WalkUse USE, bool STATES_ONLY>
 __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(const WalkParams p, int64_t slots) {
   constexpr bool REVERSE = USE == WalkUse::DK || USE == WalkUse::DV, NORMALISES = USE == WalkUse::H;
-  constexpr bool DELTA = USE == WalkUse::DQ || USE == WalkUse::DK, TRANSPOSED = DELTA;  // S is the transpose of the state in memory
+  constexpr bool DELTA = USE == WalkUse::DQ || USE == WalkUse::DK,
+                 TRANSPOSED = DELTA;  // S is the transpose of the state in memory
   using T = Float32Tile;
   using R = Record<T::L>;
   constexpr int L = T::L, BO = T::BO, SLAB = T::SLAB, THREADS = T::THREADS, ROWS = T::ROWS, KEYS = T::KEYS;
@@ -67,9 +72,10 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
   constexpr int kReads = REVERSE ? R::kW : R::kU, kWrites = REVERSE ? R::kU : R::kW;
 
   Float32Shared& smem = *device::dynamic_shared<Float32Shared>();
-  float(*S)[BO] = smem.S;
+  float (*S)[BO] = smem.S;
   const int tid = int(threadIdx.x), og = tid % 8, rg = tid / 8;
-  const int o_blocks = (p.o + BO - 1) / BO, o_block = int(blockIdx.x % o_blocks), o_first = o_block * BO, slabs = (p.c + SLAB - 1) / SLAB;
+  const int o_blocks = (p.o + BO - 1) / BO, o_block = int(blockIdx.x % o_blocks), o_first = o_block * BO,
+            slabs = (p.c + SLAB - 1) / SLAB;
   const int segments = STATES_ONLY ? 1 : p.segments, segment = int(blockIdx.x / o_blocks % segments);
   const int64_t row = blockIdx.x / (int64_t(o_blocks) * segments), sequence = row / p.sequences.NH, head = row % p.sequences.NH;
   const Span span = span_of(p.sequences, sequence, L);
@@ -92,7 +98,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
     for (int x = tid; x < slabs * SLAB * BO; x += THREADS) {
       const int c = TRANSPOSED ? x % (slabs * SLAB) : x / BO, o = TRANSPOSED ? x / (slabs * SLAB) : x % BO;
       const bool inside = c < p.c && o_first + o < p.o;
-      visit(c, o, inside ? row * p.c * p.o + (TRANSPOSED ? (o_first + o) * int64_t(p.c) + c : c * int64_t(p.o) + o_first + o) : -1);
+      visit(c, o,
+            inside ? row * p.c * p.o + (TRANSPOSED ? (o_first + o) * int64_t(p.c) + c : c * int64_t(p.o) + o_first + o) : -1);
     }
   };
   for_each_state([&](int c, int o, int64_t at) { S[c][o] = at >= 0 && state_start ? state_start[at] : 0.0f; });
@@ -101,7 +108,10 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
     for (int c = tid; c < slabs * SLAB; c += THREADS) smem.n[c] = vector_start && c < p.c ? vector_start[row * p.c + c] : 0.0f;
 
   const auto store_state = [&](float* state, float* vector) {  // either may be null
-    if (state) for_each_state([&](int c, int o, int64_t at) { if (at >= 0) state[at] = S[c][o]; });
+    if (state)
+      for_each_state([&](int c, int o, int64_t at) {
+        if (at >= 0) state[at] = S[c][o];
+      });
     if (DELTA && vector && tid < BO && o_first + tid < p.o) vector[row * p.o + o_first + tid] = smem.s[tid];
     if (NORMALISES && vector && o_block == 0)
       for (int c = tid; c < p.c; c += THREADS) vector[row * p.c + c] = smem.n[c];
@@ -111,7 +121,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
     const int k = REVERSE ? chunks - 1 - step : step;
     const int64_t first = int64_t(k) * L;
     __syncthreads();  // everyone has left the chunk before
-    for (int u = tid; u < R::kFloats / 4; u += THREADS) device::cp_async<16>(&smem.record[u * 4], records + int64_t(k) * R::kFloats + u * 4);
+    for (int u = tid; u < R::kFloats / 4; u += THREADS)
+      device::cp_async<16>(&smem.record[u * 4], records + int64_t(k) * R::kFloats + u * 4);
     load_slab<BO>(smem.X, X, p.X_strides.step, first, span.length, o_first, p.o);
 
     float score[ROWS][KEYS] = {}, qn[ROWS] = {};
@@ -137,8 +148,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
 #pragma unroll
           for (int y = 0; y < ROWS; ++y) score[y][x] = dot4(a[y], b, score[y][x]);
         }
-        const float4 s0 = four(S[c_first + c][og * 4]), s1 = four(S[c_first + c + 1][og * 4]), s2 = four(S[c_first + c + 2][og * 4]),
-                     s3 = four(S[c_first + c + 3][og * 4]);
+        const float4 s0 = four(S[c_first + c][og * 4]), s1 = four(S[c_first + c + 1][og * 4]),
+                     s2 = four(S[c_first + c + 2][og * 4]), s3 = four(S[c_first + c + 3][og * 4]);
 #pragma unroll
         for (int y = 0; y < ROWS; ++y) out[y] = fma4(a[y].w, s3, fma4(a[y].z, s2, fma4(a[y].y, s1, fma4(a[y].x, s0, out[y]))));
       }
@@ -146,7 +157,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
 #pragma unroll
         for (int y = 0; y < ROWS; ++y)
 #pragma unroll
-          for (int c = 0; c < SLAB; c += 32) qn[y] = dot4(four(smem.A[rg + 16 * y][c + og * 4]), four(smem.n[c_first + c + og * 4]), qn[y]);
+          for (int c = 0; c < SLAB; c += 32)
+            qn[y] = dot4(four(smem.A[rg + 16 * y][c + og * 4]), four(smem.n[c_first + c + og * 4]), qn[y]);
       __syncthreads();  // S and n of the slab have been read
 
       const float g = smem.record[R::kG];
@@ -159,7 +171,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
 #pragma unroll 4
       for (int j = 0; j < L; ++j) {
         const float w = smem.record[kWrites + j];
-        const float4 x = four(smem.X[j][og * 4]), wx = make_float4(w * x.x, w * x.y, w * x.z, w * x.w), b = four(smem.B[j][rg * 4]);
+        const float4 x = four(smem.X[j][og * 4]), wx = make_float4(w * x.x, w * x.y, w * x.z, w * x.w),
+                     b = four(smem.B[j][rg * 4]);
         updated[0] = fma4(b.x, wx, updated[0]);
         updated[1] = fma4(b.y, wx, updated[1]);
         updated[2] = fma4(b.z, wx, updated[2]);
@@ -178,7 +191,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
     const auto update_s = [&] {
       if (!DELTA || tid >= BO) return;
       float sum = smem.record[R::kG] * smem.s[tid];
-      for (int j = 0; j < L; ++j) sum = fmaf(smem.record[kWrites + j] * (REVERSE ? smem.record[R::kDelta + j] : 1.0f), smem.X[j][tid], sum);
+      for (int j = 0; j < L; ++j)
+        sum = fmaf(smem.record[kWrites + j] * (REVERSE ? smem.record[R::kDelta + j] : 1.0f), smem.X[j][tid], sum);
       smem.s[tid] = sum;
     };
     if (STATES_ONLY) {
@@ -199,7 +213,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
       for (int x = 0; x < KEYS; ++x) {
         const int t = rg + 16 * y, j = og + 8 * x, reads = REVERSE ? j : t;  // the step of the pair that reads, as in W_tj
         const bool seen = (REVERSE ? j >= t : j <= t) && float(REVERSE ? t : j) >= smem.record[R::kStart + reads];
-        const float exponent = (smem.record[kRowHigh + t] + smem.record[kColumnHigh + j]) + (smem.record[kRowLow + t] + smem.record[kColumnLow + j]);
+        const float exponent =
+            (smem.record[kRowHigh + t] + smem.record[kColumnHigh + j]) + (smem.record[kRowLow + t] + smem.record[kColumnLow + j]);
         const float r = NORMALISES ? p.scale : smem.record[R::kR + reads];
         const float value = seen ? (score[y][x] + (DELTA ? smem.record[R::kDelta + reads] : 0.0f)) * (r * expf(exponent)) : 0.0f;
         smem.P[t][j] = value;
@@ -236,7 +251,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
       if (DELTA) {
         const float* with = start_of(p.row_dot_with, p.row_dot_strides) + (first + t) * p.row_dot_strides.step + o;
         const float dot = sum_of_8_lanes(inside ? dot4(*reinterpret_cast<const float4*>(with), out[y], 0.0f) : 0.0f);
-        if (og == 0 && first + t < span.length) p.row_dots[o_block * p.sequences.B * p.sequences.NH * p.sequences.S + line + first + t] = dot;
+        if (og == 0 && first + t < span.length)
+          p.row_dots[o_block * p.sequences.B * p.sequences.NH * p.sequences.S + line + first + t] = dot;
       }
     }
   }

@@ -30,7 +30,8 @@ template <class Element, WalkUse USE>
 void launch_walk(const std::string& name, const WalkParams& p, int L, void* stream) {
   with_tile(L, p.c, [&](auto tile) {
     using T = decltype(tile);
-    static_assert(WalkShared<T>::BYTES <= 99 * 1024, "every tile fits the GPUs with the least shared memory: sm_86, sm_89, sm_120");
+    static_assert(WalkShared<T>::BYTES <= 99 * 1024,
+                  "every tile fits the GPUs with the least shared memory: sm_86, sm_89, sm_120");
     const int64_t tiles = p.sequences.N * p.sequences.NH * ((p.o + T::BO - 1) / T::BO);
     if (tiles == 0) return;
     if (tiles * p.segments > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");

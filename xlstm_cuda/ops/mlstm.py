@@ -151,4 +151,3 @@ def _initial(q, v, C0, n0, m0, cu_seqlens) -> State:
         return C0, n0, m0
     C, n, m = (q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
     return C, n, m
-

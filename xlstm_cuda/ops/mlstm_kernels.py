@@ -1,7 +1,7 @@
 """The chunkwise mLSTM by the kernels of csrc/mlstm, on CUDA tensors or, for tests, on the host executor.
 
-Forward: gate scan, walk H. Backward: dh.h, gate scan with r and delta, walks dQ, dK, dV, gate gradients. Everything is allocated here
-and launched on the current stream; nothing synchronises.
+Forward: gate scan, walk H. Backward: dh.h, gate scan with r and delta, walks dQ, dK, dV, gate gradients. Everything is allocated
+here and launched on the current stream; nothing synchronises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 
 from .. import native, simt
 from .chunkwise.options import Options
-from .chunkwise.states import State
 
 MAX_HEAD_DIM = 512
 MAX_SEGMENTS, MIN_CHUNKS = 16, 4
@@ -136,7 +135,7 @@ class _Call:
         return self.empty(self.B, self.S, self.NH, D, dtype=self.like.dtype)
 
     def operand(self, x: Tensor) -> Tensor:
-        """x as the walks read it: head dim a multiple of 8, unit last stride, every row at a multiple of 16 bytes; copied if not."""
+        """x as the walks read it: head dim a multiple of 8, unit last stride, rows at multiples of 16 bytes; copied if not."""
         if x.shape[-1] % 8:
             return pad(x, (0, -x.shape[-1] % 8))
         aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
@@ -171,7 +170,10 @@ class _Call:
         C_start, n_start = start or (None, None)
         C_end, n_end = end or (None, None)
         segments = self._segments(X.shape[-1])
-        borders = self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV), self.empty(segments - 1, self.N, self.NH, self.DHQK)
+        borders = (
+            self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV),
+            self.empty(segments - 1, self.N, self.NH, self.DHQK),
+        )
         self.module.mlstm_walk(
             **self._sequences(), use=use, dtype=self.dtype, c=A.shape[-1], o=X.shape[-1],
             A=A.data_ptr(), B=B.data_ptr(), X=X.data_ptr(), O=O.data_ptr(),
