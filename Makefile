@@ -13,6 +13,7 @@ test:  ## the default tests (10 minutes on 2 cores)
 test-deep:  ## the wide grid, races, address checks, planted bugs; install with XLSTM_SIMT=ON XLSTM_SIMT_ASAN=ON first
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m deep
 	$(PYTHON) python_tests/simt_deep.py
+	$(PYTHON) python_tests/mlstm_mutants.py
 
 static-report:  ## every kernel through nvcc for every architecture: registers, spills, shared memory, warnings
 	$(PYTHON) -m bench.static_report
