@@ -146,4 +146,9 @@ def truth(case: Case, tensors: list[Tensor], **kwargs) -> dict[str, Tensor]:
     q, k = doubles[0].detach(), doubles[1].detach()
     # df is what is left of |q.dq| + |k.dk|, which cancel: its error is measured against them.
     result["df terms"] = (q * result["dq"]).sum(-1).abs() + (k * result["dk"]).sum(-1).abs() + result["df"].abs()
+    if len(doubles) > 5:  # so is dm0 = <C0, dC0> + <n0, dn0>, a sum of products of any sign
+        products = (doubles[5].detach() * result["dC0"]).square().sum((-1, -2)) + (
+            doubles[6].detach() * result["dn0"]
+        ).square().sum(-1)
+        result["dm0 terms"] = products.sqrt()
     return result

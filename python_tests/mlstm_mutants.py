@@ -58,10 +58,11 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
 }
 # Enough to see each bug; the whole files would take minutes per mutant.
 TESTS = [
+    "python_tests/test_mlstm_kernels.py",
     "python_tests/test_mlstm.py",
     "-k",
-    "simt and ((any_length and (65 or 129)) or (gate_edges and (every or one)) or split_at or (nan_touches and v-simt)"
-    " or of_nothing or detached or cu_seqlens)",
+    "(simt and ((any_length and (65 or 129)) or (gate_edges and (every or one)) or split_at or (nan_touches and v-simt)"
+    " or of_nothing or detached or cu_seqlens or edges_match_reference_in_bfloat16)) or any_schedule",
 ]
 
 
@@ -93,9 +94,9 @@ class Copy:
         environment = {**os.environ, "PYTHONPATH": str(self.root)}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
-        if done.returncode not in (0, 1):
+        if done.returncode in (2, 3, 4, 5):
             raise SystemExit(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.returncode == 1
+        return done.returncode != 0  # 1, or a signal: a bug may crash the executor
 
 
 def main() -> int:
