@@ -15,8 +15,8 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 
-static-report:  ## every kernel through nvcc for every architecture: registers, spills, shared memory, warnings
-	$(PYTHON) -m bench.static_report
+static-report:  ## every kernel through nvcc: registers, spills, shared memory, warnings; ARCH=90a for one architecture
+	$(PYTHON) -m bench.static_report $(ARCH:%=--arch %)
 
 gpu-check:  ## on a machine with a GPU: install, device layer, kernels, in resumable stages
 	$(PYTHON) bench/gpu_check.py
