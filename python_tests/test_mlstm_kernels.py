@@ -187,3 +187,11 @@ def test_language_model_of_mlstm_blocks_runs_forward_and_backward_on_the_kernels
     expected = loss_and_gradients("cpu", "cpu")
     for a, b in zip(loss_and_gradients(backend, device), expected):
         assert tolerances.rms_ratio(a, b) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_mlstm_keeps_its_state_in_float32(dtype, backend):
+    tensors = [x.detach() for x in mlstm_cases.inputs(Case(B=1, S=130, NH=1, dtype=dtype, gates="i-1e4", state=True))]
+    tensors[4].fill_(100.0)
+    _, last = mlstm(*tensors[:5], state=tensors[5:], return_state=True, backend=backend)
+    assert tolerances.rms_ratio(last.C, tensors[5]) < 1e-6, "nothing is written and nothing forgotten"
