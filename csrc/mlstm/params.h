@@ -2,9 +2,10 @@
 #pragma once
 #include <cstdint>
 
+#include "element_type.h"
+
 namespace xlstm {
 
-enum class ElementType { Float32, BFloat16, Float16 };
 enum class InputGate { Exponential, Sigmoid };
 
 }  // namespace xlstm
