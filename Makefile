@@ -2,7 +2,7 @@
 PYTHON ?= python
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help test test-deep lint format static-report gpu-check bench-cpu
+.PHONY: help test test-deep wheel lint format static-report gpu-check bench-cpu
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -14,6 +14,9 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m deep
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
+
+wheel:  ## the release wheel into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one architecture
+	$(PYTHON) -u .ci/release_wheel.py
 
 static-report:  ## every kernel through nvcc: registers, spills, shared memory, warnings; ARCH=90a for one architecture
 	$(PYTHON) -m bench.static_report $(ARCH:%=--arch %)

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import checks, reference
 from .backends import resolve
+from .ops import flops  # noqa: F401  registers the formulas
 from .ops import mlstm as mlstm_ops
 from .ops import slstm as slstm_ops
 from .states import MLSTMState, SLSTMState
@@ -239,6 +241,9 @@ def _state_dtype(x: Tensor) -> torch.dtype:
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a step has to go the way of the sequence, which has gradients, and refuses those of forward mode."""
+    if forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
 from .chunkwise.states import State
-from .library import define, differentiable_once
+from .library import define, differentiable_once, must_dispatch
 
 KERNEL_BACKENDS = ("cuda", "simt")
 
@@ -80,6 +80,26 @@ _backward = define(
 )
 
 
+def _step_impl(q, k, v, i, f, C, n, m, scale, igate, normalize, eps, backend):
+    h, state = mlstm_step_kernel.mlstm_step(
+        q, k, v, i, f, (C, n, m), scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
+    )
+    return h, *state
+
+
+def _step_fake(q, k, v, i, f, C, n, m, scale, igate, normalize, eps, backend):
+    return v.new_empty(v.shape), *(s.new_empty(s.shape) for s in (C, n, m))
+
+
+_step = define(
+    "mlstm_step",
+    "(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor C, Tensor n, Tensor m,"
+    " float scale, str igate, bool normalize, float eps, str backend) -> (Tensor h, Tensor C_new, Tensor n_new, Tensor m_new)",
+    _step_impl,
+    _step_fake,
+)
+
+
 class _MLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact):
@@ -140,9 +160,9 @@ def mlstm_step(
 ) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
     if backend in KERNEL_BACKENDS:
-        return mlstm_step_kernel.mlstm_step(
-            q, k, v, i, f, state, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
-        )
+        run = _step if must_dispatch(q) else _step_impl
+        h, *new = run(q, k, v, i, f, *state, scale, igate, normalize, eps, backend)
+        return h, (new[0], new[1], new[2])
     return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 

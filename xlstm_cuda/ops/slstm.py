@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import slstm_cpu
-from .library import define, differentiable_once
+from .library import define, differentiable_once, must_dispatch
 
 State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
 
@@ -114,8 +114,8 @@ def slstm(
 def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate: str, backend: str) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step`, without gradients; returns h and the new h, c, n, m."""
     operands = x.unsqueeze(1), R, b, *state, None, None, forget_gate, False
-    if torch.compiler.is_compiling():
+    if must_dispatch(x):
         out, *last, _, _ = _forward(*operands, backend)
-    else:  # the op's dispatch would cost more than the step itself
+    else:
         out, *last, _, _ = _implementation(backend).forward(*operands, single_step=True)
     return out.squeeze(1), tuple(last)

@@ -1,0 +1,71 @@
+"""Floating-point operations of the ops, for torch.utils.flop_counter: two for every multiply-add of a matrix product.
+
+Counted is what the recurrences need, once: the kernels' recomputation, the padding of a last chunk and elementwise work are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import mlstm, slstm  # noqa: F401  they define the ops
+
+CHUNK_LENGTH = 64  #: steps per chunk where no chunk_size is given
+
+Shape = Sequence[int]
+
+
+def _steps_and_pairs(S: int, chunk_size: int | None) -> tuple[int, int]:
+    """S, and the pairs of steps in the same chunk. Sequences of cu_seqlens count as one, because their borders are data."""
+    L = chunk_size or CHUNK_LENGTH
+    return S, S // L * L * L + (S % L) ** 2
+
+
+def _mlstm_sizes(q: Shape, v: Shape, chunk_size: int | None) -> tuple[int, int, int, int]:
+    """Steps and pairs over all rows (B, NH), DHQK, DHHV."""
+    B, S, NH, DHQK = q
+    steps, pairs = _steps_and_pairs(S, chunk_size)
+    return B * NH * steps, B * NH * pairs, DHQK, v[-1]
+
+
+@register_flop_formula(torch.ops.xlstm_cuda.mlstm_forward)
+def mlstm_forward_flops(q: Shape, k: Shape, v: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    """Within a chunk Q K^T and its product with V; with the state (C beside n) one product to read it and one to write it."""
+    chunk_size = args[10]  # after i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps
+    steps, pairs, DHQK, DHHV = _mlstm_sizes(q, v, chunk_size)
+    return 2 * pairs * (DHQK + DHHV) + 2 * steps * 2 * DHQK * (DHHV + 1)
+
+
+@register_flop_formula(torch.ops.xlstm_cuda.mlstm_backward)
+def mlstm_backward_flops(
+    dh: Shape | None, dC: Shape | None, dn: Shape | None, q: Shape, k: Shape, v: Shape,
+    *args: Any, out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    """Within a chunk the scores, dH V^T, and one product each for dQ, dK, dV; C and dC take five, n and dn two to write."""
+    chunk_size = args[14]  # after i, f, C0, n0, m0, cu_seqlens, h, dot, C, n, scale, igate, normalize, eps
+    steps, pairs, DHQK, DHHV = _mlstm_sizes(q, v, chunk_size)
+    return 2 * pairs * (3 * DHQK + 2 * DHHV) + 2 * steps * DHQK * (5 * DHHV + 2)
+
+
+@register_flop_formula(torch.ops.xlstm_cuda.mlstm_step)
+def mlstm_step_flops(q: Shape, k: Shape, v: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    """The state (C beside n) is written and read once."""
+    B, NH, DHQK = q
+    return 2 * B * NH * 2 * DHQK * (v[-1] + 1)
+
+
+@register_flop_formula(torch.ops.xlstm_cuda.slstm_forward)
+def slstm_forward_flops(x: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    """R h for four gates at every step."""
+    B, S, gates, NH, DH = x
+    return 2 * B * S * gates * NH * DH * DH
+
+
+@register_flop_formula(torch.ops.xlstm_cuda.slstm_backward)
+def slstm_backward_flops(dh: Shape | None, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    """R^T dx for dh, and dx h^T for dR, at every step."""
+    B, S, gates, NH, DH = out_shape[0]
+    return 2 * 2 * B * S * gates * NH * DH * DH
