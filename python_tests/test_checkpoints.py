@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 
-from xlstm_cuda import checkpoints, xLSTMBlockStack, xLSTMBlockStackConfig, xLSTMLarge, xLSTMLargeConfig
+from xlstm_cuda import (
+    checkpoints,
+    xLSTMBlockStack,
+    xLSTMBlockStackConfig,
+    xLSTMLarge,
+    xLSTMLargeConfig,
+    xLSTMLMModel,
+    xLSTMLMModelConfig,
+)
 from xlstm_cuda.blocks import sLSTMBlockConfig, sLSTMLayerConfig
 
 CONFIG = dict(embedding_dim=32, num_heads=2, num_blocks=2, vocab_size=20, ffn_proj_factor=2.667)
@@ -48,7 +56,10 @@ def test_load_sharded_safetensors_builds_the_model_from_its_config(tmp_path, emb
         (tmp_path / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in CONFIG.items()) + "use_bias: false\n")
     else:
         names = {"embedding_dim": "hidden_size", "num_blocks": "num_hidden_layers"}
-        config = {names.get(key, key): value for key, value in CONFIG.items()} | {"model_type": "xlstm", "pad_token_id": 1}
+        config = {names.get(key, key): value for key, value in CONFIG.items()} | {
+            "model_type": "xlstm",
+            "return_last_states": False,
+        }
         (tmp_path / "config.json").write_text(json.dumps(config))
     model = checkpoints.load(tmp_path)
     idx = torch.randint(0, 20, (2, 9))
@@ -94,6 +105,48 @@ def test_truncated_and_foreign_files_raise(tmp_path, suffix):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="not a readable checkpoint"):
             checkpoints.load(file, large())
+
+
+def test_truncated_index_and_config_raise(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file
+    save_file(large().state_dict(), tmp_path / "model.safetensors")
+    for content, message in (('{"hidden_size": 3', "not readable JSON"), ("[1]", "got list, expected a JSON object")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+            checkpoints.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 3}')
+    with pytest.raises(ValueError, match=r"config\.json: got model_type 'llama', expected 'xlstm'"):
+        checkpoints.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": "all"}')
+    with pytest.raises(ValueError, match=r"index\.json: got no weight_map"):
+        checkpoints.load(tmp_path, large())
+
+
+def test_tied_weights_are_kept_once_in_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    source, target = (
+        xLSTMLMModel(
+            xLSTMLMModelConfig(slstm_block=sLSTMBlockConfig(), embedding_dim=16, num_blocks=1, vocab_size=20, tie_weights=True)
+        )
+        for _ in range(2)
+    )
+    safetensors.save_model(source, str(tmp_path / "model.safetensors"))
+    assert len(safetensors.load_file(tmp_path / "model.safetensors")) == len(source.state_dict()) - 1
+    checkpoints.load(tmp_path, target)
+    assert same(source, target) and target.lm_head.weight is target.token_embedding.weight
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_another_models_weights_raise_and_leave_the_model_as_it_was(tmp_path, suffix):
+    save_file = pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file
+    file = tmp_path / f"weights{suffix}"
+    weights = stack().state_dict()
+    save_file(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
+    model, before = large(), large()
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=rf"weights\{suffix}: got no embedding.weight, .*expected by xLSTMLarge"):
+        checkpoints.load(file, model)
+    assert same(model, before)
 
 
 def test_other_kinds_of_content_raise(tmp_path):

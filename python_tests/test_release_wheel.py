@@ -19,9 +19,12 @@ assert spec is not None and spec.loader is not None
 release_wheel = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(release_wheel)
 
-METADATA = (
-    "Metadata-Version: 2.1\nName: xlstm_cuda\nRequires-Dist: torch>=2.5\nRequires-Dist: numpy>=1.24\nRequires-Python: >=3.10\n"
-)
+METADATA = """Metadata-Version: 2.1
+Name: xlstm_cuda
+Requires-Dist: torch>=2.5
+Requires-Dist: numpy>=1.24
+Requires-Python: >=3.10
+"""
 
 
 def write_wheel(folder: Path, change=None) -> Path:
