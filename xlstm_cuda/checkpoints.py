@@ -60,7 +60,7 @@ def load(path_or_dir: str | PathLike[str], model: Model | None = None) -> Model 
 
 
 def read_config(path_or_dir: str | PathLike[str]) -> xLSTMLargeConfig:
-    """The config beside weights: config.json of transformers or config.yaml of xLSTMLarge, without the fields that we do not know.
+    """The config beside weights: config.json of transformers or config.yaml of xLSTMLarge, without fields unknown to us.
 
     Raises:
         ValueError: no config there, a damaged one, or that of another architecture.

@@ -63,11 +63,8 @@ class CausalConv1d(nn.Module):
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]
-        if S >= K:
-            return (x[:, S - K :].clone(),)
-        if state is None:
-            return (pad(x, (0, 0, K - S, 0)),)
-        return (torch.cat([self._before(x, state, K)[:, S:], x], 1),)
+        joined = pad(x, (0, 0, K, 0)) if state is None else torch.cat([self._before(x, state, K), x], 1)
+        return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
 
     def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int) -> Tensor:
         """The last ``count`` inputs before x, (B, count, D). Official states hold K (from step) or K - 1 (from forward)."""

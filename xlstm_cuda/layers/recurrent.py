@@ -191,7 +191,7 @@ class RecurrentLayer(nn.Module):
         return x, last
 
     def _check_input(self, input: Any, axes: str, ranks: tuple[int, ...], name: str = "input") -> None:
-        weight = self.get_parameter("weight_ih_l0")
+        weight: Any = self.weight_ih_l0  # a plain tensor under torch.func.functional_call
         if not isinstance(input, Tensor):
             expected = "a torch.Tensor or PackedSequence" if name == "input" else "a torch.Tensor"
             raise TypeError(f"{name}: got {type(input).__name__}, expected {expected}")
