@@ -22,6 +22,7 @@ from xlstm_cuda import (
     sLSTMLayerConfig,
     xLSTMBlockStack,
     xLSTMBlockStackConfig,
+    xLSTMLargeConfig,
     xLSTMLMModel,
     xLSTMLMModelConfig,
 )
@@ -376,6 +377,37 @@ def test_omegaconf_construction():
         "sLSTMBlock",
         "mLSTMBlock",
     ]
+
+
+@pytest.mark.parametrize("slstm_at", [[], [1], "all"], ids=str)
+def test_omegaconf_structured_construction(slstm_at):
+    """Typed configs, merged with a file's values; the official dataclasses cannot be used so."""
+    OmegaConf = pytest.importorskip("omegaconf", reason="pip install omegaconf").OmegaConf
+    conf = OmegaConf.merge(OmegaConf.structured(xLSTMLMModelConfig), README | {"slstm_at": slstm_at})
+    config = OmegaConf.to_object(conf)
+    assert isinstance(config, xLSTMLMModelConfig) and config.block_map == {"[]": [0] * 3, "[1]": [0, 1, 0]}.get(
+        str(slstm_at), [1] * 3
+    )
+    assert xLSTMLMModel(config)(torch.randint(0, 64, (2, 8))).shape == (2, 8, 64)
+    with pytest.raises(Exception, match="num_blocks"):
+        OmegaConf.merge(OmegaConf.structured(xLSTMLMModelConfig), {"num_blocks": "many"})
+
+
+CONFIGS = {
+    "mLSTMLayer": mLSTMLayerConfig,
+    "mLSTMBlock": mLSTMBlockConfig,
+    "sLSTMLayer": sLSTMLayerConfig,
+    "sLSTMBlock": sLSTMBlockConfig,
+    "FeedForward": FeedForwardConfig,
+    "Large": lambda: xLSTMLargeConfig(64, 4, 2, 50),
+}
+
+
+@pytest.mark.parametrize("make", CONFIGS.values(), ids=CONFIGS.keys())
+def test_every_config_goes_through_omegaconf_unchanged(make):
+    OmegaConf = pytest.importorskip("omegaconf", reason="pip install omegaconf").OmegaConf
+    config = make()
+    assert OmegaConf.to_object(OmegaConf.structured(config)) == config
 
 
 # ---- errors

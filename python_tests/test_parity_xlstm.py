@@ -8,7 +8,7 @@ import torch
 
 import xlstm_cuda as ours
 
-official = pytest.importorskip("xlstm", reason="the PyPI package xlstm is the oracle (requirements-peers.txt)")
+official = pytest.importorskip("xlstm", reason="the PyPI package xlstm is the oracle (pip install '.[peers]')")
 
 TOLERANCE = 2e-5
 
@@ -26,13 +26,16 @@ def stack_config(package, *, mlstm=(), slstm=(), feedforward=(), cls="xLSTMBlock
     )
 
 
+# The official package cannot build an mLSTM layer without convolution, nor run a convolution of one step.
 STACKS = {
     "slstm at 1": {},
     "slstm none": dict(slstm_at=[]),
     "slstm all": dict(slstm_at="all"),
     "slstm without mlstm_block": dict(mlstm_on=False),
     "slstm at -1 of 3": dict(slstm_at=[-1], num_blocks=3),
+    "slstm at 0 and 2 of 4": dict(slstm_at=[0, 2], num_blocks=4),
     "slstm conv off": dict(slstm=dict(conv1d_kernel_size=0)),
+    "conv off, norms off": dict(slstm=dict(conv1d_kernel_size=0, group_norm_weight=False), add_post_blocks_norm=False),
     "kernel sizes 2 and 7": dict(mlstm=dict(conv1d_kernel_size=2), slstm=dict(conv1d_kernel_size=7)),
     "qkv block 1": dict(mlstm=dict(qkv_proj_blocksize=1)),
     "qkv block 24, does not divide": dict(mlstm=dict(qkv_proj_blocksize=24)),
@@ -161,6 +164,7 @@ def test_lm_weight_decay_groups_are_the_official_ones_by_name(tie_weights, on_em
     groups = mine.get_weight_decay_optim_groups()
     assert [len(group) for group in groups] == [len(group) for group in theirs.get_weight_decay_optim_groups()]
     assert {id(p) for group in groups for p in group} == {id(p) for p in mine.parameters()}
+    assert mine._create_weight_decay_optim_groups() == groups  # what the official experiments call
 
 
 def test_slstm_cuda_layout_is_recognised_on_loading():

@@ -9,7 +9,7 @@ import torch
 
 import xlstm_cuda as ours
 
-official = pytest.importorskip("xlstm.xlstm_large", reason="the PyPI package xlstm is the oracle (requirements-peers.txt)")
+official = pytest.importorskip("xlstm.xlstm_large", reason="the PyPI package xlstm is the oracle (pip install '.[peers]')")
 
 TOLERANCE = 2e-5
 BASE = dict(embedding_dim=64, num_heads=4, num_blocks=2, vocab_size=50)

@@ -66,7 +66,7 @@ class sLSTMCellConfig:
     dtype_a: Literal["bfloat16", "float16", "float32"] | None = None
 
     enable_automatic_mixed_precision: bool = True
-    initial_val: float | Sequence[float] = 0.0
+    initial_val: Any = 0.0  # float | Sequence[float], a union that OmegaConf.structured does not take
 
     @property
     def head_dim(self) -> int:

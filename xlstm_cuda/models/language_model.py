@@ -90,6 +90,9 @@ class xLSTMLMModel(nn.Module):
         decay, no_decay = self.get_weight_decay_optim_group_param_names()
         return tuple(parameters[name] for name in decay), tuple(parameters[name] for name in no_decay)
 
+    #: The name that the official experiments call.
+    _create_weight_decay_optim_groups = get_weight_decay_optim_groups
+
     def get_weight_decay_optim_group_param_names(self) -> tuple[list[str], list[str]]:
         """The names of `get_weight_decay_optim_groups`."""
         decay: list[str] = []
