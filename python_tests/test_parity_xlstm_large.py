@@ -136,6 +136,35 @@ def test_prefill_then_steps_equal_the_whole_sequence_and_leave_states_alone():
     assert close(state, last)
 
 
+def test_gradients_through_states_equal_those_of_the_whole_sequence():
+    model = ours.xLSTMLarge(ours.xLSTMLargeConfig(**BASE, return_last_states=True)).double()
+    idx = torch.randint(0, 50, (2, 12))
+    weight = torch.randn(2, 12, 50, dtype=torch.float64)
+    gradients = []
+    for pieces in ((12,), (5, 4, 1, 1, 1)):
+        state, outputs = None, []
+        for piece in idx.split(pieces, 1):
+            y, state = model(piece, state)
+            outputs.append(y)
+        gradients.append(torch.autograd.grad((torch.cat(outputs, 1) * weight).sum(), [*model.parameters()]))
+    for whole, in_pieces in zip(*gradients):
+        assert torch.allclose(in_pieces, whole, atol=1e-8 * float(whole.abs().max()) + 1e-12)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.bfloat16, 5e-2), (torch.float16, 1e-2)], ids=str)
+def test_model_in_half_precision_keeps_float32_states(dtype, tolerance):
+    model = ours.xLSTMLarge(ours.xLSTMLargeConfig(**BASE, return_last_states=True)).eval()
+    idx = torch.randint(0, 50, (2, 70))
+    with torch.no_grad():
+        expected, _ = model(idx)
+        y, state = model.to(dtype)(idx)
+        token, _ = model(idx[:, -1:], model(idx[:, :-1])[1])
+    assert y.dtype == token.dtype == dtype
+    assert (y - expected).norm() <= tolerance * expected.norm()
+    assert (token - y[:, -1:]).norm() <= tolerance * y[:, -1:].norm()
+    assert all(part.dtype == torch.float32 for parts in state.values() for part in parts)
+
+
 def test_deepcopy_pickle_and_meta_device():
     model = ours.xLSTMLarge(ours.xLSTMLargeConfig(**BASE))
     idx = torch.randint(0, 50, (2, 5))
