@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ try:
     README = metadata.metadata("xlstm").get_payload() or metadata.metadata("xlstm")["Description"]
 except metadata.PackageNotFoundError:
     README = ""
-pytestmark = pytest.mark.skipif(not README, reason="the PyPI package xlstm is the oracle (pip install '.[peers]')")
+needs_readme = pytest.mark.skipif(not README, reason="the PyPI package xlstm is the oracle (pip install '.[peers]')")
 
 EXAMPLES = [code for code in re.findall(r"```python *\n(.*?)```", README, re.S) if re.search(r"^from xlstm", code, re.M)]
 
@@ -24,12 +25,14 @@ def with_our_import(code: str) -> str:
     return code if torch.cuda.is_available() else code.replace('.to("cuda")', '.to("cpu")')
 
 
+@needs_readme
 def test_the_readme_has_its_four_examples():
     assert [re.findall(r"\b(xLSTM\w+)\(", code)[-1] for code in EXAMPLES] == [
         "xLSTMLarge", "xLSTMBlockStack", "xLSTMBlockStack", "xLSTMLMModel",
     ]  # fmt: skip
 
 
+@needs_readme
 @pytest.mark.parametrize("index", range(4), ids=["Large", "stack", "stack from yaml", "LM from yaml"])
 def test_example_of_the_official_readme_runs(index):
     code = with_our_import(EXAMPLES[index])
@@ -42,3 +45,12 @@ def test_example_of_the_official_readme_runs(index):
         names["out"], state = names["out"]
         assert len(state) == 6
     assert eval(compile(ast.Expression(last.value), "README", "eval"), names) is True
+
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "from-xlstm.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", GUIDE, re.S), ids=["model", "weights"])
+def test_example_of_the_guide_for_users_of_xlstm_runs(code):
+    pytest.importorskip("dacite", reason="pip install dacite")
+    exec(compile(code, "from-xlstm.md", "exec"), {})

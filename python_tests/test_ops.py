@@ -96,6 +96,36 @@ def test_no_op_is_left_out():
     assert registered == {name for names in SEQUENCES for name in names}
 
 
+@pytest.mark.parametrize("function", ["mlstm", "mlstm_step", "slstm", "slstm_step"])
+def test_compiled_whole_on_every_backend(function, backend):
+    if function.startswith("mlstm"):
+        operands = [t for t in mlstm_operands(backend, True, None) if t is not None]
+        count = 5
+    else:
+        operands = [t for t in slstm_operands(backend, True) if t is not None]
+        count = 3
+    if function.endswith("step"):  # the weights of the sLSTM and the states have no steps
+        stepped = 5 if count == 5 else 1
+        operands = [t[:, 0] if index < stepped else t for index, t in enumerate(operands)]
+
+    def call(*operands):
+        extra = {} if function.endswith("step") else {"return_state": True}
+        h, state = getattr(functional, function)(*operands[:count], state=operands[count:], backend=backend, **extra)
+        return h * 2, *state[:3]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(compiled(*operands), call(*operands)))
+    results = []
+    for run in (compiled, call):
+        leaves = [t.clone().requires_grad_() for t in operands]
+        h, *state = run(*leaves)
+        loss = h.square().sum() + sum(part.sum() for part in state if part.requires_grad)
+        results.append((h, *torch.autograd.grad(loss, leaves)))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 # ---- floating-point operations
 
 

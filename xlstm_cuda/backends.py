@@ -73,6 +73,6 @@ def resolve(backend: str | None, device: torch.device) -> str:
         if found := _cuda():
             raise ValueError(f"backend 'cuda' takes CUDA tensors, got tensors on {device}")
         raise RuntimeError(f"backend 'cuda' is not usable here: {found.reason}")
-    if backend == "simt" and not (found := _simt()):
+    if backend == "simt" and not torch.compiler.is_compiling() and not (found := _simt()):  # a compiler cannot trace an import
         raise RuntimeError(f"backend 'simt' is not usable here: {found.reason}")
     return backend
