@@ -14,7 +14,10 @@ import pytest
 from xlstm_cuda import native
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("release_wheel", ROOT / ".ci" / "release_wheel.py")
+SCRIPT = ROOT / ".ci" / "release_wheel.py"
+if not SCRIPT.is_file():
+    pytest.skip("a source distribution has no .ci folder", allow_module_level=True)
+spec = importlib.util.spec_from_file_location("release_wheel", SCRIPT)
 assert spec is not None and spec.loader is not None
 release_wheel = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(release_wheel)
