@@ -51,7 +51,7 @@ def load(path_or_dir: str | PathLike[str], model: Model | None = None) -> Model 
     path = Path(path_or_dir)
     weights, files = _read_all(path)
     target: Any = xLSTMLarge(read_config(path)) if model is None else model
-    if EMBEDDING_OF_TRANSFORMERS in weights:
+    if EMBEDDING_OF_TRANSFORMERS in weights and "embedding.weight" not in weights:
         _rename_transformers(target, weights, files)
     _repeat_tied(target, weights)
     _check(target, weights, files, path)
