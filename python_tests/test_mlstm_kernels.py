@@ -7,6 +7,7 @@ import pytest
 import tolerances
 import torch
 from mlstm_cases import KERNELS, Case, mlstm
+from simt_backends import skip_unless_traced
 
 import xlstm_cuda
 from xlstm_cuda import simt
@@ -26,12 +27,7 @@ def backend(request) -> str:
 @pytest.fixture
 def traced() -> str:
     """Backend simt with its instrumented module."""
-    if not xlstm_cuda.backends()["simt"]:
-        pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    try:
-        xlstm_cuda.native.simt("_trace")
-    except ImportError as error:
-        pytest.skip(str(error))
+    skip_unless_traced()
     return "simt"
 
 
@@ -127,12 +123,7 @@ def test_mlstm_head_dim_that_no_tile_holds_raises_with_the_table(backend):
 @pytest.fixture(scope="module")
 def walks() -> dict[str, dict]:
     """What the walks of one forward and backward at head dims 128 / 256 did, by name."""
-    if not xlstm_cuda.backends()["simt"]:
-        pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    try:
-        xlstm_cuda.native.simt("_trace")
-    except ImportError as error:
-        pytest.skip(str(error))
+    skip_unless_traced()
     torch.manual_seed(0)
     case = Case(B=1, S=256, NH=1, DHQK=128, DHHV=256, dtype=torch.bfloat16)
     with simt.profile() as launches:
