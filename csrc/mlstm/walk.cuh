@@ -34,6 +34,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   using W = WalkTraits<Element, T, USE>;
   using R = typename W::R;
   using Shared = typename W::Shared;
+  // Never launched where the tile does not fit; there it is not compiled either.
+  if constexpr (Shared::BYTES > device::kMostSharedBytes) return;
   constexpr int C = T::C, BO = T::BO, L = T::L, MT = T::MT, MR = T::MR, MO = T::MO, OT = T::OT;
 
   const WalkPlace<W> at(p, !STATES_ONLY);
@@ -41,6 +43,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   const Steps steps =
       STATES_ONLY ? steps_before_last_segment(chunks, p.segments) : steps_of_segment(chunks, at.segments, segment);
   if (steps.first == steps.end && segment > 0) return;
+  if (threadIdx.x == 0 && !STATES_ONLY) at.write_results();
   const auto chunk_at = [&](int step) { return W::REVERSE ? chunks - 1 - step : step; };
 
   const Element *A = at.start_of(p.A, p.A_strides), *B = at.start_of(p.B, p.B_strides), *X = at.start_of(p.X, p.X_strides);
@@ -155,7 +158,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
     }
   }
   if (STATES_ONLY) return;
-  if (W::DELTA && steps.first < steps.end) {
+  if (W::DELTA && chunks > 0) {
     __syncthreads();
     store_row_dots(at, chunk_at(steps.end - 1));
   }

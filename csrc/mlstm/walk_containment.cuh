@@ -27,10 +27,10 @@ XLSTM_DEVICE void add_across_causal_zeros(const WalkPlace<W>& at, const StagedCh
       for (int i = 0; i < T::OT; ++i)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int t = at.group + (e >> 1) * 8, column = at.wo * T::MO * 16 + i * 8 + 2 * at.quad + (e & 1);
+          const int t = at.group + (e >> 1) * 8, unit = at.wo * T::MO * 2 + i, byte = 4 * at.quad + 2 * (e & 1);
 #pragma unroll 1
           for (int j = 0; j <= t; ++j) {
-            const unsigned char* v = at.smem + chunk.x + swizzled<T::BO>(kt * 16 + j, column / 8) + column % 8 * 2;
+            const unsigned char* v = at.smem + chunk.x + swizzled<T::BO>(kt * 16 + j, unit) + byte;
             if (device::not_finite<Element>(*reinterpret_cast<const uint16_t*>(v))) acc[mt][i][e] = NAN;
           }
         }

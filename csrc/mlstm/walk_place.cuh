@@ -40,7 +40,7 @@ struct WalkPlace {
   int lane, warp, group, quad;  // group: row of a fragment, quad: pair of columns
   int wo, wc;                   // of the warp in WO x WC
   int o_block, segment, segments;
-  int64_t row, head, line;  // row of (N, NH); line: first element of (B, NH, S)
+  int64_t row, head;  // row of (N, NH)
   Span span;
   int o_warp;                          // first column of O of this warp
   int a_lane, b_lane, x_lane, p_lane;  // this lane's part of the addresses it hands to ldmatrix
@@ -53,7 +53,6 @@ struct WalkPlace {
     o_block = int(blockIdx.x % o_blocks), segment = int(blockIdx.x / o_blocks % segments);
     row = blockIdx.x / (int64_t(o_blocks) * segments), head = row % p.sequences.NH;
     span = span_of(p.sequences, row / p.sequences.NH, T::L);
-    line = (span.batch * p.sequences.NH + head) * p.sequences.S + span.first;
     o_warp = o_block * T::BO + wo * T::MO * 16;
     a_lane = swizzled<T::C>(lane & 15, lane >> 4);  // operand a, row-major; operand b from a tile [k][n], transposed
     b_lane = T::PN == 1 ? swizzled<T::C>(lane & 7, lane >> 3) : swizzled<T::C>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
@@ -64,7 +63,18 @@ struct WalkPlace {
   XLSTM_DEVICE const Element* start_of(const void* tensor, StepStrides s) const {
     return static_cast<const Element*>(tensor) + span.batch * s.batch + span.first * s.step + head * s.head;
   }
+  // Of thread 0, for the block; the first barrier of the walk publishes them.
+  XLSTM_DEVICE void write_results() const {
+    const int64_t line = (span.batch * p.sequences.NH + head) * p.sequences.S + span.first;  // of (B, NH, S)
+    const int64_t part = o_block * p.sequences.B * p.sequences.NH * p.sequences.S;
+    results() = {const_cast<Element*>(start_of(p.O, p.O_strides)),
+                 W::DELTA ? start_of(p.row_dot_with, p.row_dot_strides) : nullptr,
+                 W::NORMALISES ? p.dot + line
+                 : W::DELTA    ? p.row_dots + part + line
+                               : nullptr};
+  }
   XLSTM_DEVICE float* row_sums() const { return reinterpret_cast<float*>(smem + WalkShared<T>::ROW_SUMS); }
+  XLSTM_DEVICE WalkResults& results() const { return *reinterpret_cast<WalkResults*>(smem + WalkShared<T>::RESULTS); }
   XLSTM_DEVICE bool real(int64_t step) const { return step < span.length; }
 };
 

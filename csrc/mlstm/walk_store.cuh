@@ -30,7 +30,7 @@ XLSTM_DEVICE void inverse_normaliser(const WalkPlace<W>& at, const StagedChunk& 
       if (x * T::PN <= t / 16 * 2 + 1) d += row_sums[(T::WARPS + x) * L + t];
     inverse[i] = at.p.normalize ? normaliser_of(d, chunk.record[W::R::kDelta + t], at.p.eps).factor : 1.0f;
     const int64_t step = int64_t(chunk.k) * L + t;
-    if (at.o_block == 0 && at.warp == 0 && at.real(step)) at.p.dot[at.line + step] = d;
+    if (at.o_block == 0 && at.warp == 0 && at.real(step)) at.results().dots[step] = d;
   }
 }
 
@@ -38,13 +38,12 @@ XLSTM_DEVICE void inverse_normaliser(const WalkPlace<W>& at, const StagedChunk& 
 template <class W>
 XLSTM_DEVICE void store_row_dots(const WalkPlace<W>& at, int k) {
   using T = typename W::T;
-  const Sequences& sequences = at.p.sequences;
   for (int t = int(threadIdx.x); t < T::L; t += T::THREADS) {
     float sum = 0.0f;
 #pragma unroll
     for (int w = 0; w < T::WARPS; ++w) sum += at.row_sums()[w * T::L + t];
     const int64_t step = int64_t(k) * T::L + t;
-    if (at.real(step)) at.p.row_dots[at.o_block * sequences.B * sequences.NH * sequences.S + at.line + step] = sum;
+    if (at.real(step)) at.results().dots[step] = sum;
   }
 }
 
@@ -84,7 +83,7 @@ XLSTM_DEVICE void store_rows(const WalkPlace<W>& at, const StagedChunk& chunk, f
   constexpr bool NORMALISES = W::NORMALISES, DELTA = W::DELTA;
   const WalkParams& p = at.p;
   const int quad = at.quad, wc = at.wc;
-  Element* O = const_cast<Element*>(at.start_of(p.O, p.O_strides));
+  Element* O = static_cast<Element*>(at.results().O);
   if constexpr (WC > 1) sum_over_wc(at, acc, pass);
   const bool odd = quad & 1;
 #pragma unroll
@@ -106,7 +105,7 @@ XLSTM_DEVICE void store_rows(const WalkPlace<W>& at, const StagedChunk& chunk, f
           return device::low_half<Element>(pair) * x + device::high_half<Element>(pair) * y;
         };
         const Element* dot_with = nullptr;
-        if constexpr (DELTA) dot_with = at.start_of(p.row_dot_with, p.row_dot_strides) + step * p.row_dot_strides.step;
+        if constexpr (DELTA) dot_with = static_cast<const Element*>(at.results().row_dot_with) + step * p.row_dot_strides.step;
         if constexpr (T::KEPT >= 2) {  // swapped with the neighbour: 8 bytes per lane, 32 bytes per row
           if (WC > 1 && i / T::KEPT != wc) continue;
           const int o = at.o_warp + mo * 16 + (quad >> 1) * 4 + odd * 8;
