@@ -1,7 +1,7 @@
 """What the mLSTM walks move and multiply, counted by the host executor: `python -m bench.mlstm_walks`. No GPU, no clock.
 
-For every tile: bytes between global memory and the blocks per step and head, over the fewest that any plan with these blocks moves
-(A and B once per block of columns of O) and over the fewest at all (A and B once, as far as L2 serves the blocks of one head);
+For every tile: bytes between global memory and the blocks per step and head, over the fewest that any plan with these blocks
+moves (A and B once per block of columns of O) and over the fewest at all (A and B once, as L2 serves the blocks of one head);
 wavefronts of shared memory over the fewest (ldmatrix and accesses of 16 bytes), sectors over the fewest; tensor-core
 instructions and bytes of shared memory read per step and head.
 """
@@ -17,8 +17,9 @@ import torch
 from xlstm_cuda import functional, simt
 
 USES = ("h", "dq", "dk", "dv")
-# sm, DHQK, DHHV: every tile occurs. L is 64 up to head dims of 256, else 32; sm_86, 80, 90 differ in shared memory (99, 163, 227 KiB).
-SHAPES = ((86, 64, 64), (86, 128, 256), (80, 128, 256), (90, 128, 256), (90, 256, 512))
+# sm, DHQK, DHHV: every tile occurs. Chunks have 64 steps up to head dims of 256, else 32; a block has 99 KiB on sm_86, 163 on
+# sm_80, 227 on sm_90.
+SHAPES = ((86, 64, 64), (86, 128, 256), (80, 128, 256), (90, 128, 256), (90, 256, 512), (90, 512, 64))
 
 
 @dataclass(frozen=True)
