@@ -16,12 +16,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KERNELS, WALK, TILE, GATES = (
-    "xlstm_cuda/ops/mlstm_kernels.py",
-    "csrc/mlstm/walk.cuh",
-    "csrc/mlstm/walk_tile.cuh",
-    "csrc/mlstm/gates.cu",
+KERNELS = "xlstm_cuda/ops/mlstm_kernels.py"
+WALK, TILE, SCORES, STATE, PRODUCT, CONTAINMENT = (
+    f"csrc/mlstm/walk{part}.cuh" for part in ("", "_tile", "_scores", "_state", "_product", "_containment")
 )
+GATES = "csrc/mlstm/gates.cu"
 GRADIENTS = "dQ, dK, dV = dQ[..., :DHQK].contiguous(), dK[..., :DHQK].contiguous(), dV[..., :DHHV].contiguous()\n"
 
 
@@ -34,17 +33,17 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "normaliser gradient dropped": (KERNELS, "if exact and options.normalize:", "if False:"),
     "dn0 zeroed": (KERNELS, GRADIENTS, f"{GRADIENTS}    dn0 = dn0 * 0\n"),
     "df without the state term": (KERNELS, "border = None if dfinal is None else", "border = None if True else"),
-    "last token unmasked": (WALK, "j <= t && float(j) >= start.x", "j <= t + 1 && float(j) >= start.x"),
-    "reset seen through": (WALK, "j <= t && float(j) >= start.x", "j <= t"),
+    "last token unmasked": (SCORES, "j <= t && float(j) >= start.x", "j <= t + 1 && float(j) >= start.x"),
+    "reset seen through": (SCORES, "j <= t && float(j) >= start.x", "j <= t"),
     "barrier after P removed": (WALK, "__syncthreads();  // P is complete; A is free", ""),
     "barrier before the chunk removed": (WALK, "__syncthreads();  // chunk k is here; everyone has left the chunk before", ""),
     "wait removed": (WALK, "device::cp_async_wait<0>();\n    __syncthreads();", "__syncthreads();"),
     "wrong stage": (WALK, "load_rest(chunk_at(step + 1), stage ^ 1)", "load_rest(chunk_at(step + 1), stage)"),
-    "ldmatrix of X without .trans": (WALK, "device::ldmatrix_x4_trans(x[mo]", "device::ldmatrix_x4(x[mo]"),
+    "ldmatrix of X without .trans": (PRODUCT, "device::ldmatrix_x4_trans(x[mo]", "device::ldmatrix_x4(x[mo]"),
     "tail rows unmasked": (TILE, "i * kRowsAtOnce < left ? 16 : 0", "16"),
     "tail records unmasked": (GATES, "real && !fresh ? row.r", "!fresh ? p.scale"),
     "states in 16 bits": (
-        WALK,
+        STATE,
         "v[0] *= decay, v[1] *= decay;",
         "v[0] = decay * device::low_half<Element>(b[mo][h][x]), v[1] = decay * device::high_half<Element>(b[mo][h][x]);",
     ),
@@ -54,7 +53,11 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "m = m_k == -INFINITY ? 0.0f : float(m_k) - 0.5f;",
     ),
     "low parts of the logarithms dropped": (GATES, "fabsf(high) == INFINITY ? 0.0f : float(x - high)", "0.0f"),
-    "NaN of v through the causal zeros": (WALK, "return across_causal_zeros(acc, pass, kt, x);", "(void)0;"),
+    "NaN of v through the causal zeros": (
+        CONTAINMENT,
+        "return add_across_causal_zeros(at, chunk, acc, pass, kt, x);",
+        "(void)0;",
+    ),
 }
 # Enough to see each bug; the whole files would take minutes per mutant.
 TESTS = [

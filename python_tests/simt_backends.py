@@ -26,6 +26,15 @@ def skip_unless_usable(backend: str) -> None:
         pytest.skip("_C was built without the test kernels; reinstall with XLSTM_SELFTEST=ON")
 
 
+def skip_unless_traced() -> None:
+    """For tests that profile or look for races: needs backend simt and its instrumented module."""
+    for variant in ("", "_trace"):
+        try:
+            native.simt(variant)
+        except ImportError as error:
+            pytest.skip(str(error))
+
+
 def has_sm90(backend: str) -> bool:
     return backend == "simt" or torch.cuda.get_device_capability() >= (9, 0)
 

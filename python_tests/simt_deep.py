@@ -1,6 +1,6 @@
 """The executor's slow modes, one after the other: `python python_tests/simt_deep.py`.
 
-    races    the kernel tests with the race detector on, under two schedules
+    races    the kernel tests with the race detector on, under two schedules; the chunkwise mLSTM in every tile
     asan     the kernel tests on the module built with address and undefined-behaviour checks (XLSTM_SIMT_ASAN=ON)
     cases    300 tensor-core cases
     mutants  seeded bugs against every detection mode
@@ -20,6 +20,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 KERNEL_TESTS = ["test_mlstm_step_kernel.py", "test_simt_primitives.py", "test_simt_tile.py"]
+CHUNKWISE = [  # of the chunkwise mLSTM, what reads and writes at every border: ragged tails, padded heads, segments, cu_seqlens
+    "python_tests/test_mlstm_kernels.py",
+    "python_tests/test_mlstm.py",
+    "-k",
+    "simt and (every_tile_matches or segments or wide_tiles or gate_edges_match_reference_in or any_strides or of_nothing"
+    " or (cu_seqlens_equals and state) or (any_head_dim and 1-1) or (nan_touches and v-simt and 16))",
+]
 
 
 def pytest(*arguments: str) -> list[str]:
@@ -35,11 +42,11 @@ def sanitizer_environment() -> dict[str, str]:
 
 def modes() -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     """By name: the compiled module it needs, the commands, the environment."""
-    races = {"XLSTM_SIMT_RACES": "1"}
+    races, bare = {"XLSTM_SIMT_RACES": "1"}, [sys.executable, "-m", "pytest", "-q"]
     without_own_modes = ["-k", "simt and not race and not profile and not moved_once"]
     return {
-        "races": ("_simt_trace", [pytest(), pytest()], races),
-        "asan": ("_simt_asan", [pytest(*without_own_modes)], sanitizer_environment()),
+        "races": ("_simt_trace", [pytest(), pytest(), [*bare, "-m", "deep", *CHUNKWISE[:1], "-k", "data_race"]], races),
+        "asan": ("_simt_asan", [pytest(*without_own_modes), [*bare, *CHUNKWISE]], sanitizer_environment()),
         "cases": (
             "_simt",
             [[sys.executable, "-m", "pytest", "-q", "-m", "deep", "--durations=1", "python_tests/test_simt_tile.py"]],
@@ -64,7 +71,7 @@ def main() -> int:
             continue
         started = time.monotonic()
         for index, command in enumerate(commands):
-            order = {"XLSTM_SIMT_ORDER": ("random", "lifo")[index]} if len(commands) > 1 else {}
+            order = {"XLSTM_SIMT_ORDER": ("random", "lifo", "random")[index]} if len(commands) > 1 else {}
             if subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, **order}).returncode:
                 failed.append(name)
         print(f"{name}: {'FAILED' if name in failed else 'passed'} in {time.monotonic() - started:.0f} s", flush=True)

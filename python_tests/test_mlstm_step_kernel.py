@@ -7,7 +7,7 @@ import itertools
 import pytest
 import tolerances
 import torch
-from simt_backends import BACKENDS
+from simt_backends import BACKENDS, skip_unless_traced
 
 from xlstm_cuda import backends, functional, simt
 from xlstm_cuda.ops import mlstm_step_kernel
@@ -157,10 +157,12 @@ def test_nan_stays_in_its_sample_and_head(backend):
                 assert a[1, 2].isnan().any(), which
 
 
-def test_zero_query_or_key(backend):
-    q, k, v, i, f, state = operands(fresh=True)
-    assert not step((torch.zeros_like(q), k, v, i, f, state), backend)[0].any()
-    assert not step((q, torch.zeros_like(k), v, i, f, state), backend)[0].any()
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+@pytest.mark.parametrize("i", [0.0, 120.0])  # exp(-120) is 0 in float32: at eps = 0 nothing is left of the denominator
+def test_zero_query_or_key(i, eps, backend):
+    q, k, v, i, f, state = operands(fresh=True, i=i)
+    for zeroed in ((torch.zeros_like(q), k), (q, torch.zeros_like(k))):
+        assert (step((*zeroed, v, i, f, state), backend, eps=eps)[0] == 0).all()
 
 
 def test_any_strides(backend):
@@ -239,8 +241,7 @@ def test_forty_schedules_give_the_same_bits():
 
 
 def test_no_race_and_the_state_is_moved_once():
-    if not backends()["simt"]:
-        pytest.skip(backends()["simt"].reason)
+    skip_unless_traced()
     B, NH, DHQK, DHHV = 2, 2, 64, 96
     tensors = operands(B, NH, DHQK, DHHV, dtype=torch.bfloat16)
     with simt.options(races=True), simt.profile() as launches:

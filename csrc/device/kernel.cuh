@@ -53,6 +53,11 @@ using Identity = typename detail::Identity<T>::type;  // lets a macro take a typ
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// The most shared memory that a block can ask for on the architecture this is compiled for (static and dynamic together).
+constexpr int kMostSharedBytes = XLSTM_DEVICE_ARCH == 800 || XLSTM_DEVICE_ARCH == 870                                ? 163 << 10
+                                 : XLSTM_DEVICE_ARCH == 860 || XLSTM_DEVICE_ARCH == 890 || XLSTM_DEVICE_ARCH >= 1200 ? 99 << 10
+                                                                                                                     : 227 << 10;
+
 // Dynamic shared memory, aligned to 1024 bytes; its size is LaunchConfig::shared_bytes.
 template <class T>
 XLSTM_DEVICE T* dynamic_shared() {

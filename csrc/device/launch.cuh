@@ -32,6 +32,17 @@ inline std::string describe(const LaunchConfig& c) {
          std::to_string(c.shared_bytes) + " bytes of dynamic shared memory";
 }
 
+// The most shared memory that a block can ask for on the current device, in bytes.
+inline int shared_memory_limit() {
+  int device = 0, bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) return bytes;
+  (void)cudaGetLastError();
+  throw std::runtime_error(std::string("xlstm_cuda: shared memory of the device: ") + cudaGetErrorName(error) + ": " +
+                           cudaGetErrorString(error));
+}
+
 template <class... P, class... A>
 void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), A&&... args) {
   constexpr size_t kDefaultSharedBytes = 48 * 1024;
@@ -70,6 +81,7 @@ void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), 
 
 using simt::launch;
 using simt::LaunchConfig;
+using simt::shared_memory_limit;  // of the architecture in the options
 
 #endif
 

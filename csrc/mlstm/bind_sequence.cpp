@@ -121,8 +121,9 @@ void gate_gradients_from_python(Shape shape, Address cu_seqlens, int L, int part
 void bind_sequence(py::module_& m) {
   m.def("mlstm_chunk_length",
         [](const std::string& dtype, int DHQK, int DHHV) { return chunk_length(element_type(dtype), DHQK, DHHV); });
-  m.def("mlstm_row_dot_parts",
-        [](const std::string& dtype, int DHQK, int DHHV) { return row_dot_parts(element_type(dtype), DHQK, DHHV); });
+  m.def("mlstm_block_columns", [](const std::string& use, const std::string& dtype, int L, int c, int o) {
+    return block_columns(walk_use(use), element_type(dtype), L, c, o);
+  });
   m.def("mlstm_gates", &gates, py::kw_only(), py::arg("shape"), py::arg("cu_seqlens"), py::arg("L"), py::arg("gate_dtype"),
         py::arg("igate"), py::arg("normalize"), py::arg("scale"), py::arg("eps"), py::arg("i"), py::arg("f"),
         py::arg("i_strides"), py::arg("f_strides"), py::arg("m0"), py::arg("totals"), py::arg("m_before"), py::arg("m_last"),

@@ -96,13 +96,14 @@ struct WalkParams {
   float* dot;                               // H: (B, NH, S), s q.n
   const void* row_dot_with;                 // DQ: q, DK: k, (B, S, NH, o)
   StepStrides row_dot_strides;
-  float* row_dots;  // DQ, DK: (parts, B, NH, S), q.dq or k.dk in float32, one part per block of o columns
+  float* row_dots;  // DQ, DK: (parts, B, NH, S), q.dq or k.dk in float32, one part per block of columns of O
 };
 void walk(WalkUse use, const WalkParams& params, void* stream);
 
-// Steps of a chunk, the same for all walks of a call; and how many parts DQ and DK write of their row dots.
+// Steps of a chunk, the same for all walks of a call.
 int chunk_length(ElementType element, int DHQK, int DHHV);
-int row_dot_parts(ElementType element, int DHQK, int DHHV);
+// Columns of O that a block of this walk takes on the current device.
+int block_columns(WalkUse use, ElementType element, int L, int c, int o);
 
 // out[b, h, t] = <x[b, t, h], y[b, t, h]> in float32
 struct RowDotParams {

@@ -45,7 +45,7 @@ struct Steps {  // of a walk: chunks in its own order, first to last or last to 
 
 XLSTM_DEVICE Steps steps_of_segment(int chunks, int segments, int segment) {
   const int each = (chunks + segments - 1) / segments, first = min(segment * each, chunks);
-  return {first, min(first + each, chunks)};
+  return {first, first + min(each, chunks - first)};
 }
 XLSTM_DEVICE Steps steps_before_last_segment(int chunks, int segments) {
   const int each = (chunks + segments - 1) / segments;

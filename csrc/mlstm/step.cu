@@ -4,7 +4,6 @@
 //   C' = F C + I k v^T      n' = F n + I k                                      (M2)
 //   h  = s q^T C' / (max(|s q^T n'|, exp(-m')) + eps)                           (M3)
 //
-// Both sides of M3's quotient are multiplied by exp(min(m', 0)), so no exponent is positive and nothing overflows below m' = -88.
 // f = -inf makes the state fresh (C = n = 0, m = 0) before the step; the old state is then not even read.
 //
 // Blocks: one (sample, head) and one tile of kTileColumns columns of C. A warp row of kColumnThreads threads covers the tile with
@@ -14,12 +13,12 @@
 #include <stdexcept>
 #include <string>
 
-#include "device/convert.cuh"
 #include "device/launch.cuh"
 #include "device/math.cuh"
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
-#include "mlstm/params.h"
+#include "mlstm/elements.cuh"
+#include "mlstm/normaliser.cuh"
 
 namespace xlstm::mlstm {
 namespace {
@@ -35,10 +34,9 @@ struct StepShared {
 };
 
 struct Gates {
-  bool fresh;            // the old state does not count
-  float forget, input;   // F, I of M1
-  float m;               // m'
-  float inflate, floor;  // exp(min(m', 0)), exp(-max(m', 0))
+  bool fresh;           // the old state does not count
+  float forget, input;  // F, I of M1
+  float m;              // m'
 };
 
 // M1, with the limits of -inf: F is 0 after a reset, I is 0 for i = -inf, and a fresh state without input stays fresh (m' = 0).
@@ -51,25 +49,12 @@ XLSTM_DEVICE Gates exponential_gates(float i, float f, float m) {
   g.m = empty ? 0.0f : m_new;
   g.forget = g.fresh || empty ? 0.0f : expf(log_forget - m_new);
   g.input = i == -INFINITY ? 0.0f : expf(i - m_new);
-  g.inflate = expf(fminf(g.m, 0.0f));
-  g.floor = expf(-fmaxf(g.m, 0.0f));
   return g;
 }
 
 // I = sigmoid(i), F = sigmoid(f), m' = 0; a state that comes with another gauge m is brought to this one.
 XLSTM_DEVICE Gates sigmoid_gates(float i, float f, float m) {
-  return {f == -INFINITY, expf(device::log_sigmoid(f) + m), device::sigmoid(i), 0.0f, 1.0f, 1.0f};
-}
-
-XLSTM_DEVICE float load_gate(const void* gate, ElementType element, int64_t at) {
-  switch (element) {
-    case ElementType::BFloat16:
-      return device::to_float(static_cast<const __nv_bfloat16*>(gate)[at]);
-    case ElementType::Float16:
-      return device::to_float(static_cast<const __half*>(gate)[at]);
-    default:
-      return static_cast<const float*>(gate)[at];
-  }
+  return {f == -INFINITY, expf(device::log_sigmoid(f) + m), device::sigmoid(i), 0.0f};
 }
 
 template <class T>
@@ -84,7 +69,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(StepParams p) {
   const float* n = p.n + sequence * p.DHQK;
   float* n_new = p.n_new + sequence * p.DHQK;
 
-  const float i = load_gate(p.i, p.gate_element, offset(p.i_strides)), f = load_gate(p.f, p.gate_element, offset(p.f_strides));
+  const float i = load_element(p.i, p.gate_element, offset(p.i_strides)),
+              f = load_element(p.f, p.gate_element, offset(p.f_strides));
   const float m = p.m[sequence];
   const Gates gates = p.input_gate == InputGate::Exponential ? exponential_gates(i, f, m) : sigmoid_gates(i, f, m);
   if (tile == 0 && threadIdx.x == 0) p.m_new[sequence] = gates.m;
@@ -141,9 +127,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(StepParams p) {
   for (int group = 0; group < kRowGroups; ++group) numerator += smem.partial[group][threadIdx.x];
   float value = numerator;
   if (p.normalize) {
-    const float size = fabsf(qn) * gates.inflate;
-    const float denominator = size <= gates.floor ? gates.floor : size;  // unlike fmaxf, keeps a NaN of n
-    value = numerator * gates.inflate / (denominator + p.eps * gates.inflate);
+    const Denominator denominator = denominator_of(qn, gates.m, p.eps);
+    value = denominator.value == 0.0f ? numerator * 0.0f : numerator * denominator.shrink / denominator.value;
   }
   static_cast<T*>(p.h)[sequence * p.DHHV + out] = device::from_float<T>(value);
 }

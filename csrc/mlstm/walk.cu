@@ -15,11 +15,6 @@ void check_head_dim(const char* name, int dim) {
                                 ", expected a multiple of 8 from 8 to 512");
 }
 
-int block_columns(ElementType element, int L, int c) {
-  if (element == ElementType::Float32) return Float32Tile::BO;
-  return with_tile(L, c, [](auto tile) { return int(decltype(tile)::BO); });
-}
-
 }  // namespace
 
 int chunk_length(ElementType element, int DHQK, int DHHV) {
@@ -29,9 +24,12 @@ int chunk_length(ElementType element, int DHQK, int DHHV) {
   return DHQK <= 256 && DHHV <= 256 ? 64 : 32;
 }
 
-int row_dot_parts(ElementType element, int DHQK, int DHHV) {
-  const int columns = block_columns(element, chunk_length(element, DHQK, DHHV), DHHV);
-  return (DHQK + columns - 1) / columns;
+int block_columns(WalkUse use, ElementType element, int L, int c, int o) {
+  if (element == ElementType::Float32) return Float32Tile::BO;
+  const int shared_memory = device::shared_memory_limit();
+  const auto columns = [](auto tile) { return int(decltype(tile)::BO); };
+  return use == WalkUse::H ? with_tile<WalkUse::H>(L, c, o, shared_memory, columns)
+                           : with_tile<WalkUse::DQ>(L, c, o, shared_memory, columns);  // the others have the tiles of DQ
 }
 
 void walk(WalkUse use, const WalkParams& params, void* stream) {

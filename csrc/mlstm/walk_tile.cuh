@@ -30,6 +30,14 @@ struct Tile {
   static_assert(C % 64 == 0 && BO % 32 == 0, "a row of a tile is a whole period of the swizzle");
 };
 
+// Where the sequence and head of a block begin in the results. Kept in shared memory: a walk has no registers to spare for what
+// it needs once per chunk.
+struct WalkResults {
+  void* O;
+  const void* row_dot_with;  // DQ, DK
+  float* dots;               // H: dot, DQ, DK: row_dots
+};
+
 // Byte offsets into dynamic shared memory. Elements have 16 bits.
 template <class T>
 struct WalkShared {
@@ -39,7 +47,8 @@ struct WalkShared {
   static constexpr int O_PARTS = RECORD + T::STAGES * RECORD_BYTES;                     // of the sum over wc
   static constexpr int ROW_SUMS = O_PARTS + (T::WC - 1) * T::WO * T::MR * T::OT * 512;  // H: of q.n; DQ, DK: row dots
   static constexpr int ROW_SUM_LINES = T::WARPS + T::NT / T::PN;
-  static constexpr int BYTES = ROW_SUMS + ROW_SUM_LINES * T::L * 4;
+  static constexpr int RESULTS = ROW_SUMS + ROW_SUM_LINES * T::L * 4;
+  static constexpr int BYTES = RESULTS + int(sizeof(WalkResults) + 15) / 16 * 16;
 };
 
 // Byte offset of 16-byte unit u of row r in a tile of W elements per row.

@@ -69,6 +69,7 @@ struct LaunchConfig {
   dim3 cluster = dim3(1, 1, 1);
   bool cooperative = false;
 };
+int shared_memory_limit();  // bytes that a block can ask for on the architecture in the options
 using Invoke = void (*)(const void* closure);
 // Runs invoke(closure) once for every thread of the grid. Throws Error; the executor is usable afterwards.
 void run(const LaunchConfig& config, const char* kernel, Invoke invoke, const void* closure, size_t closure_bytes);

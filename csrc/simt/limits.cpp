@@ -23,6 +23,8 @@ const Architecture& architecture(int number) {
   throw Error("simt: architecture: got " + std::to_string(number) + ", expected 80, 86, 89 or 90");
 }
 
+int shared_memory_limit() { return int(architecture(options().architecture).shared_per_block); }
+
 void check_launch(const LaunchConfig& config, const char* kernel, const Architecture& on) {
   const std::string name = "sm_" + std::to_string(on.number);
   const auto refuse = [&](const std::string& why) { throw Error(std::string("simt: launch of ") + kernel + ": " + why); };

@@ -66,7 +66,7 @@ def backward(
         if exact and options.normalize:
             along = call.row_dots(dH, H)
         records = call.gates(m0, call.empty(call.N, call.NH), dot=dot, along=along)
-        parts = call.module.mlstm_row_dot_parts(call.dtype, call.DHQK, call.DHHV)
+        parts = call.blocks("dq", call.DHHV, call.DHQK)
         q_dq, k_dk = (call.empty(parts, call.B, call.NH, call.S) for _ in range(2))
         call.walk("dq", dH, V, K, dQ, records, initial, None, row_dots=(Q, q_dq))
         call.walk("dk", V, dH, Q, dK, records, dfinal, (dC0, dn0), row_dots=(K, k_dk))
@@ -169,7 +169,7 @@ class _Call:
         with_, out = row_dots
         C_start, n_start = start or (None, None)
         C_end, n_end = end or (None, None)
-        segments = self._segments(X.shape[-1])
+        segments = self._segments(use, A.shape[-1], X.shape[-1])
         borders = (
             self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV),
             self.empty(segments - 1, self.N, self.NH, self.DHQK),
@@ -185,7 +185,11 @@ class _Call:
             row_dots=_address(out), stream=self._stream(),
         )  # fmt: skip
 
-    def _segments(self, o: int) -> int:
+    def blocks(self, use: str, c: int, o: int) -> int:
+        """Of one sequence and head, in a walk over c columns with o columns of results."""
+        return -(-o // self.module.mlstm_block_columns(use, self.dtype, self.L, c, o))
+
+    def _segments(self, use: str, c: int, o: int) -> int:
         """How many pieces of a sequence run side by side: none on a device that the blocks of one piece fill by half already.
 
         Two blocks for every SM are wanted; a piece has at least MIN_CHUNKS chunks, and the pass that makes its first state costs
@@ -195,7 +199,7 @@ class _Call:
             return _forced_segments
         if not self.on_gpu:
             return 1
-        blocks = max(1, self.N * self.NH * -(-o // 64))
+        blocks = max(1, self.N * self.NH * self.blocks(use, c, o))
         wanted = 2 * torch.cuda.get_device_properties(self.like.device).multi_processor_count // blocks
         steps = self.S // (1 if self.cu_seqlens is None else max(1, self.N))
         return max(1, min(wanted, MAX_SEGMENTS, steps // (self.L * MIN_CHUNKS))) if wanted >= 4 else 1
