@@ -27,6 +27,7 @@ struct KernelForward {
   float *h_last, *c_last, *n_last, *m_last;  // (B, NH, DH)
   void* saved_tails;                         // (B, S, NH, DH, 4): d, sf, u, w of cell.cuh; null when nothing is saved
   float* saved_cells;                        // (B, S, NH, DH, 2): c, n after the step; null when nothing is saved
+  void* workspace;                           // grid kernel: grid_workspace_bytes, of any content
 };
 
 struct KernelBackward {
@@ -42,6 +43,7 @@ struct KernelBackward {
   void* dx;                                  // (B, S, 4, NH, DH) of Element
   float* db_rows;                            // (B, 4, NH, DH): dx before rounding, summed over each row's steps
   float *dh0, *dc0, *dn0, *dm0;              // (B, NH, DH)
+  void* workspace;                           // grid kernel: grid_workspace_bytes, of any content
 };
 
 // What a kernel may use: a device's limits, asked from CUDA, or those of a card the executor plays.
@@ -59,5 +61,7 @@ void cluster_forward(const KernelForward&, const DeviceLimits&, void* stream);
 void cluster_backward(const KernelBackward&, const DeviceLimits&, void* stream);
 void grid_forward(const KernelForward&, const DeviceLimits&, void* stream);
 void grid_backward(const KernelBackward&, const DeviceLimits&, void* stream);
+int64_t grid_workspace_bytes(const KernelForward&, const DeviceLimits&);
+int64_t grid_workspace_bytes(const KernelBackward&, const DeviceLimits&);
 
 }  // namespace xlstm::slstm
