@@ -17,7 +17,8 @@ constexpr Architecture kArchitectures[] = {
 };
 constexpr size_t kSystemSharedPerBlock = 1024;
 
-uint64_t blocks_per_multiprocessor(const LaunchConfig& config, const Architecture& on) {  // as far as shared memory and threads go
+uint64_t blocks_per_multiprocessor(const LaunchConfig& config,
+                                   const Architecture& on) {  // as far as shared memory and threads go
   const uint64_t threads = uint64_t(config.block.x) * config.block.y * config.block.z;
   if (config.shared_bytes > on.shared_per_block) return 0;
   return std::min({on.shared_per_multiprocessor / (config.shared_bytes + kSystemSharedPerBlock),

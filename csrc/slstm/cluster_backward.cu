@@ -9,9 +9,9 @@ namespace {
 
 // To DH 512: 32 units per block, all of R in registers. To DH 768: 48 units, half of it in shared memory.
 template <class Element>
-using Small = TensorBackward<Element, 32, 8, 4, 4>;
+using Small = TensorBackward<Element, 32, 8, 4, 16>;
 template <class Element>
-using Large = TensorBackward<Element, 48, 12, 4, 2>;
+using Large = TensorBackward<Element, 48, 8, 6, 15>;
 
 template <class Product>
 __global__ void __launch_bounds__(Product::THREADS, 1)
@@ -47,7 +47,8 @@ void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, void*
     case ElementType::Float16:
       return launch<__half>(p, limits, stream);
     case ElementType::Float32:
-      throw std::invalid_argument("slstm_cluster_backward: got float32, expected bfloat16 or float16; the grid kernel has float32");
+      throw std::invalid_argument(
+          "slstm_cluster_backward: got float32, expected bfloat16 or float16; the grid kernel has float32");
   }
 }
 

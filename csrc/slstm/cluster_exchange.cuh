@@ -1,23 +1,24 @@
 // cluster_exchange.cuh - how the blocks of one group, a cluster, hand h and dh to each other through distributed shared memory.
 //
-// Two receive buffers in every block, and one mbarrier for each. Exchange e = 1, 2, ... uses buffer and barrier e % 2. One phase of
-// a barrier completes when
+// Two receive buffers in every block, and one mbarrier for each. Exchange e = 1, 2, ... uses buffer and barrier e % 2. One phase
+// of a barrier completes when
 //   - every byte of exchange e has arrived: 16-byte st.async of all blocks (their own included), which count on it;
 //   - every block of the cluster has arrived ("I have read the other buffer", below); this block's own arrival also says how many
 //     bytes to expect;
 //   - forward: every cell warp of this block has arrived ("I have read the partial sums").
 // One wait per step, and no cluster barrier in the loop.
 //
-// Data.  st.async, its complete_tx has release semantics at cluster scope  ->  mbarrier.try_wait.acquire.cluster  ->  the bytes are
+// Data.  st.async, its complete_tx has release semantics at cluster scope  ->  mbarrier.try_wait.acquire.cluster  ->  the bytes
+// are
 //   there for the thread that waited. In forward every warp waits, in backward the cell warps, the only readers.
 // Overwriting (WAR).  Exchange e + 1 goes to the buffer of e - 1. A block's reads of e - 1  ->  its __syncthreads  ->  its
 //   mbarrier.arrive.release.cluster at every block's barrier of e (after_barrier)  ->  the sender waits for e, acquire.cluster
-//   (in backward its cell warps, and its __syncthreads carries the order to the product warps)  ->  the sender's st.async of e + 1.
-//   Without these arrivals the order would rest on data dependence alone (h_t is computed from what was read), which holds on
-//   every machine one can buy, but not in the memory model.
-//   Partial sums (one buffer): a cell warp's reads  ->  __syncwarp  ->  mbarrier.arrive (this block, barrier of e)  ->  wait for e
-//   in every warp  ->  writes.
-// Phases.  Nobody arrives at, or sends into, the phase of e + 1 before its wait for e has returned, which needed this block's arrival
+//   (in backward its cell warps, and its __syncthreads carries the order to the product warps)  ->  the sender's st.async of e
+//   + 1. Without these arrivals the order would rest on data dependence alone (h_t is computed from what was read), which holds
+//   on every machine one can buy, but not in the memory model. Partial sums (one buffer): a cell warp's reads  ->  __syncwarp  ->
+//   mbarrier.arrive (this block, barrier of e)  ->  wait for e in every warp  ->  writes.
+// Phases.  Nobody arrives at, or sends into, the phase of e + 1 before its wait for e has returned, which needed this block's
+// arrival
 //   for e, made after this block had waited for e - 1: a barrier is never more than one phase behind. Bytes may arrive before
 //   they are expected; the count of a phase then is negative for a while.
 // Start: mbarrier.init -> fence.mbarrier_init.release.cluster -> cluster barrier, so no block sends to one that has not begun.
@@ -73,10 +74,12 @@ struct ClusterForwardExchange {
   static XLSTM_HOST_DEVICE int shared_bytes(int DH) { return kBarrierBytes + 2 * packets_of(DH) * int(sizeof(uint4)); }
 
   XLSTM_DEVICE ClusterForwardExchange(unsigned char* shared, const SplitPlace& place, int DH_)
-      : barriers(shared, place, CELL_WARPS), packets(reinterpret_cast<uint4*>(shared + kBarrierBytes)), pitch(packets_of(DH_)),
+      : barriers(shared, place, CELL_WARPS),
+        packets(reinterpret_cast<uint4*>(shared + kBarrierBytes)),
+        pitch(packets_of(DH_)),
         DH(DH_) {}
 
-  XLSTM_DEVICE void receive(uint4 (&operand)[Product::STEPS], int e, const Product& product, const SequenceRow&) const {
+  XLSTM_DEVICE void receive(uint4 (&operand)[Product::STEPS], int e, const Product& product, int, int64_t) const {
     barriers.wait(e);
     const uint4* from = packets + e % 2 * pitch + product.lane;
 #pragma unroll

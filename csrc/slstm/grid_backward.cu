@@ -8,9 +8,9 @@ namespace xlstm::slstm {
 namespace {
 
 template <class Element>
-using Wide = TensorBackward<Element, 32, 8, 8, 4>;
+using Wide = TensorBackward<Element, 32, 8, 8, 16>;
 template <class Element>
-using Narrow = TensorBackward<Element, 16, 8, 8, 8>;
+using Narrow = TensorBackward<Element, 16, 8, 8, 16>;
 
 template <class Product>
 __global__ void __launch_bounds__(Product::THREADS, 1)

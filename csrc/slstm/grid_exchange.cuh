@@ -10,7 +10,8 @@
 //   The additions form one release sequence, so an acquire that reads the last of them synchronises with every cell warp's
 //   release; __syncwarp carries the order from and to the other lanes. h is read with ld.relaxed.gpu: from L2, never L1.
 //   Partial sums (shared memory, one buffer) are written again after the warp has also waited for its own block's counter, that
-//   is after every cell warp of the block has read them: reads -> __syncwarp -> red.release -> ld.acquire -> __syncwarp -> writes.
+//   is after every cell warp of the block has read them: reads -> __syncwarp -> red.release -> ld.acquire -> __syncwarp ->
+//   writes.
 //
 // Backward. The parts of dh go through a workspace with two buffers. counter[owner] counts the pieces of 16 units that arrived.
 //   sender    st part (product warp)  ->  __syncwarp  ->  red.release.gpu counter[owner] += 1            (one per piece)
@@ -44,7 +45,7 @@ struct GridForwardExchange {
   const SplitPlace& place;
   uint32_t* counters;  // of the group, [rank * kCounterPitch]
 
-  XLSTM_DEVICE void receive(uint4 (&operand)[Product::STEPS], int e, const Product& product, const SequenceRow& row) const {
+  XLSTM_DEVICE void receive(uint4 (&operand)[Product::STEPS], int e, const Product& product, int length, int64_t row_at) const {
     const int lane = product.lane, DH = int(p.shape.DH);
     const int first = product.step_index(lane / OWNERS) * Product::STEP;
     int owner = place.rank;
@@ -53,12 +54,12 @@ struct GridForwardExchange {
       while (!reached(counters + owner * kCounterPitch, uint32_t(e) * CELL_WARPS)) {
       }
     __syncwarp();
-    if (e > row.length) return;  // the row has ended, or does not exist
-    const auto* h = static_cast<const Element*>(p.h) +
-                    ((row.batch * p.shape.S + row.first + e - 1) * p.shape.NH + place.head) * p.shape.DH;
+    const auto* h = static_cast<const Element*>(p.h) + row_at + (e - 1) * p.shape.NH * p.shape.DH;
 #pragma unroll
-    for (int i = 0; i < Product::STEPS; ++i)
-      if (product.input(i) < DH) operand[i] = device::load_relaxed_vector<uint4>(h + product.input(i));
+    for (int i = 0; i < Product::STEPS; ++i) {
+      operand[i] = uint4{0, 0, 0, 0};  // of a row that has ended, or does not exist
+      if (e <= length && product.input(i) < DH) operand[i] = device::load_relaxed_vector<uint4>(h + product.input(i));
+    }
   }
   XLSTM_DEVICE void after_barrier(int, bool) const {}
   XLSTM_DEVICE void publish(int, Element, int, int, int) const {
@@ -106,8 +107,8 @@ struct GridBackwardExchange {
   XLSTM_DEVICE void sent(int, const Product& product, int DH) const {
     __syncwarp();
     const int lane = int(device::lane_id());
-    if (lane < Product::SENT && 16 * product.piece(lane) < DH)
-      device::add_release(counters + product.piece(lane) / PIECES * kCounterPitch, 1);
+    if (lane < Product::SENT && 16 * product.target(lane) < DH)
+      device::add_release(counters + product.target(lane) / PIECES * kCounterPitch, 1);
   }
 };
 

@@ -9,9 +9,9 @@ namespace {
 
 // 32 units per block, half of R at DH 1024 in registers; 16 units, all of it, for processors with little shared memory.
 template <class Element>
-using Wide = TensorForward<Element, 32, 8, 1, 4, 2>;
+using Wide = TensorForward<Element, 32, 8, 1, 4, 16>;
 template <class Element>
-using Narrow = TensorForward<Element, 16, 8, 1, 4, 4>;
+using Narrow = TensorForward<Element, 16, 8, 1, 4, 16>;
 
 template <class Product>
 __global__ void __launch_bounds__(Product::THREADS, 1)

@@ -13,9 +13,9 @@
 namespace xlstm::slstm {
 
 struct GridPlan {
-  int blocks, shared_bytes;             // of one group; of one block
-  int64_t groups, groups_per_launch;    // groups_per_launch * blocks blocks at once
-  int64_t counter_bytes, part_bytes;    // part_bytes: of one group
+  int blocks, shared_bytes;           // of one group; of one block
+  int64_t groups, groups_per_launch;  // groups_per_launch * blocks blocks at once
+  int64_t counter_bytes, part_bytes;  // part_bytes: of one group
 };
 
 template <class Product>
@@ -27,8 +27,8 @@ GridPlan grid_plan(const Shape& shape, const DeviceLimits& limits, const char* n
   plan.groups = split_groups(shape);
   if (plan.blocks > limits.processors)
     throw std::runtime_error(std::string(name) + ": the blocks of one head wait for each other and must all be resident; " +
-                             "DH " + std::to_string(DH) + " needs " + std::to_string(plan.blocks) + " of them, this device fits " +
-                             std::to_string(limits.processors));
+                             "DH " + std::to_string(DH) + " needs " + std::to_string(plan.blocks) +
+                             " of them, this device fits " + std::to_string(limits.processors));
   const int64_t most = limits.processors / plan.blocks;
   plan.groups_per_launch = most < plan.groups ? most : plan.groups;
   plan.counter_bytes = plan.groups * plan.blocks * kCounterPitch * int64_t(sizeof(uint32_t));
@@ -48,8 +48,8 @@ auto with_grid_product(const Shape& shape, const DeviceLimits& limits, const cha
   } else {
     throw std::invalid_argument(std::string(name) + ": DH " + std::to_string(shape.DH) + " does not fit: up to DH " +
                                 std::to_string(Product::MAX_DH) + ", with " +
-                                std::to_string(Product::shared_bytes(int(shape.DH))) + " bytes of shared memory; this device has " +
-                                std::to_string(limits.shared_per_block));
+                                std::to_string(Product::shared_bytes(int(shape.DH))) +
+                                " bytes of shared memory; this device has " + std::to_string(limits.shared_per_block));
     return visit(static_cast<Product*>(nullptr));
   }
 }
@@ -63,7 +63,8 @@ void launch_grid(const GridPlan& plan, int threads, const char* name, Kernel ker
   config.cooperative = true;
   if (device::resident_blocks(config, kernel) < 1)
     throw std::runtime_error(std::string(name) + ": a block of " + std::to_string(threads) + " threads and " +
-                             std::to_string(plan.shared_bytes) + " bytes of shared memory does not fit a processor of this device");
+                             std::to_string(plan.shared_bytes) +
+                             " bytes of shared memory does not fit a processor of this device");
   for (int64_t first = 0; first < plan.groups; first += plan.groups_per_launch) {
     const int64_t groups = plan.groups - first < plan.groups_per_launch ? plan.groups - first : plan.groups_per_launch;
     config.grid = dim3(unsigned(groups * plan.blocks));

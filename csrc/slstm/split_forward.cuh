@@ -21,89 +21,105 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
   using Element = typename Product::Element;
   constexpr int UNITS = Product::UNITS, STEPS = Product::STEPS;
   const Shape& shape = p.shape;
-  const int64_t DH = shape.DH, NH = shape.NH;
+  const int64_t DH = shape.DH, NH = shape.NH, token_stride = NH * DH;
   const int steps = longest(shape, place.first_row, kSplitRows);
 
   // the lane's row of the operand
-  const int64_t operand_index = place.first_row + product.lane / 4;
-  const SequenceRow operand_row = sequence_row(shape, operand_index);
-  ResetsForward operand_resets(shape, operand_row);
+  const int64_t operand_row = place.first_row + product.lane / 4;
+  int operand_length;
+  int64_t operand_at;  // its unit 0 in h, at step 0
+  const uint8_t* flag = nullptr;
+  {
+    const SequenceRow row = sequence_row(shape, operand_row);
+    operand_length = row.length;
+    operand_at = ((row.batch * shape.S + row.first) * NH + place.head) * DH;
+    if (shape.reset && row.length > 0) flag = reset_of_first_step(shape, row);
+  }
+  bool reset_ahead = flag && *flag;  // of the next step, loaded one step before it is used
 
   // the thread's cell
   const bool cell_warp = int(threadIdx.x) < kSplitRows * UNITS;
   const int cell_row = int(threadIdx.x) / UNITS, cell_unit = int(threadIdx.x) % UNITS, unit = place.rank * UNITS + cell_unit;
   const int64_t row_index = place.first_row + cell_row;
   const bool has_cell = cell_warp && unit < DH && row_index < shape.B;
-  SequenceRow row = sequence_row(shape, row_index);
-  if (!has_cell) row.length = 0;
-  ResetsForward resets(shape, row);
-  const int64_t state_at = (row_index * NH + place.head) * DH + unit;
-  const int64_t first_token = row.batch * shape.S + row.first;
-  const auto* x = static_cast<const Element*>(p.x) + row.batch * p.x_stride_b + row.first * p.x_stride_s +
-                  place.head * p.x_stride_n + unit;
+  int length = 0;
+  int64_t at = 0;  // the cell in h, at the step at hand
+  const Element* x = nullptr;
   float bias[4] = {}, h = 0.0f;
   CellState<float> state = cell_state(0.0f, 0.0f, 0.0f);
   Element ahead[4] = {};
   if (has_cell) {
+    const SequenceRow row = sequence_row(shape, row_index);
+    length = row.length;
+    at = ((row.batch * shape.S + row.first) * NH + place.head) * DH + unit;
+    x = static_cast<const Element*>(p.x) + row.batch * p.x_stride_b + row.first * p.x_stride_s + place.head * p.x_stride_n + unit;
+    const int64_t state_at = (row_index * NH + place.head) * DH + unit;
     if (p.h0) h = p.h0[state_at], state = cell_state(p.c0[state_at], p.n0[state_at], p.m0[state_at]);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       if (p.b) bias[gate] = p.b[(gate * NH + place.head) * DH + unit];
-      if (row.length > 0) ahead[gate] = x[gate * p.x_stride_g];
+      if (length > 0) ahead[gate] = x[gate * p.x_stride_g];
     }
   }
 
-  for (int t = 0; t < steps; ++t) {
-    uint4 operand[STEPS] = {};
-    if (t > 0) {
-      exchange.receive(operand, t, product, operand_row);
-    } else if (p.h0 && operand_row.length > 0) {
+  uint4 operand[STEPS] = {};
+  if (p.h0 && operand_length > 0) {
 #pragma unroll
-      for (int i = 0; i < STEPS; ++i)
-        if (product.input(i) < DH) operand[i] = Product::packet(p.h0 + (operand_index * NH + place.head) * DH + product.input(i));
+    for (int i = 0; i < STEPS; ++i)
+      if (product.input(i) < DH) operand[i] = Product::packet(p.h0 + (operand_row * NH + place.head) * DH + product.input(i));
+  }
+
+  for (int t = 0; t < steps; ++t) {
+    const bool reset = reset_ahead;
+    if (flag) {
+      flag += shape.reset_stride_s;
+      reset_ahead = t + 1 < operand_length && *flag;
     }
-    if (operand_resets.take(t)) {
+    if (reset) {
 #pragma unroll
       for (int i = 0; i < STEPS; ++i) operand[i] = uint4{0, 0, 0, 0};
     }
     product.multiply(operand);
+    const bool fresh = __shfl_sync(device::kAllLanes, int(reset), cell_row % kSplitRows * 4) != 0;
     __syncthreads();
     exchange.after_barrier(t + 1, t + 1 < steps);
-    if (!cell_warp) continue;
-
-    float raw[4];
-    product.gates(raw, cell_row, cell_unit);
-    const bool active = t < row.length;
-    CellSaved<float> saved{};
-    const bool fresh = resets.take(t);
-    if (active) {
-      if (fresh) state = cell_state(0.0f, 0.0f, 0.0f);
+    if (cell_warp) {
+      float raw[4];
+      product.gates(raw, cell_row, cell_unit);
+      const bool active = t < length;
+      CellSaved<float> saved{};
+      if (active) {
+        if (fresh) state = cell_state(0.0f, 0.0f, 0.0f);
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate) raw[gate] += device::to_float(ahead[gate]) + bias[gate];
-      h = shape.forget_gate == ForgetGate::kSigmoid
-              ? cell_forward<ForgetGate::kSigmoid>(raw[0], raw[1], raw[2], raw[3], state, saved)
-              : cell_forward<ForgetGate::kExp>(raw[0], raw[1], raw[2], raw[3], state, saved);
-    }
-    const Element rounded = device::from_float<Element>(h);
-    const int64_t token = (first_token + t) * NH + place.head;
-    if (active) static_cast<Element*>(p.h)[token * DH + unit] = rounded;
-    if (t + 1 < steps) exchange.publish(t + 1, rounded, cell_row, unit, int(DH));
-    if (active && p.saved_cells) {
-      uint32_t tails[TailWords<Element>::WORDS];
-      TailWords<Element>::pack(tails, saved.d, saved.sf, saved.u, saved.w);
-      store_words(static_cast<uint32_t*>(p.saved_tails) + (token * DH + unit) * TailWords<Element>::WORDS, tails);
-      const uint32_t cells[2] = {__float_as_uint(state.c), __float_as_uint(state.n)};
-      store_words(p.saved_cells + (token * DH + unit) * 2, cells);
-    }
-    if (t + 1 < row.length) {
+        for (int gate = 0; gate < 4; ++gate) raw[gate] += device::to_float(ahead[gate]) + bias[gate];
+        h = shape.forget_gate == ForgetGate::kSigmoid
+                ? cell_forward<ForgetGate::kSigmoid>(raw[0], raw[1], raw[2], raw[3], state, saved)
+                : cell_forward<ForgetGate::kExp>(raw[0], raw[1], raw[2], raw[3], state, saved);
+      }
+      const Element rounded = device::from_float<Element>(h);
+      if (active) static_cast<Element*>(p.h)[at] = rounded;
+      if (t + 1 < steps) exchange.publish(t + 1, rounded, cell_row, unit, int(DH));
+      if (active && p.saved_cells) {
+        uint32_t tails[TailWords<Element>::WORDS];
+        TailWords<Element>::pack(tails, saved.d, fresh ? -saved.sf : saved.sf, saved.u, saved.w);  // the sign marks a reset
+        store_words(static_cast<uint32_t*>(p.saved_tails) + at * TailWords<Element>::WORDS, tails);
+        const uint32_t cells[2] = {__float_as_uint(state.c), __float_as_uint(state.n)};
+        store_words(p.saved_cells + at * 2, cells);
+      }
+      at += token_stride;
+      if (t + 1 < length) {
+        x += p.x_stride_s;
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate) ahead[gate] = x[(t + 1) * p.x_stride_s + gate * p.x_stride_g];
+        for (int gate = 0; gate < 4; ++gate) ahead[gate] = x[gate * p.x_stride_g];
+      }
     }
+    if (t + 1 < steps) exchange.receive(operand, t + 1, product, operand_length, operand_at);
   }
 
   if (has_cell) {
+    const int64_t state_at = (row_index * NH + place.head) * DH + unit;
     p.h_last[state_at] = h, p.c_last[state_at] = state.c, p.n_last[state_at] = state.n;
-    p.m_last[state_at] = row.length == 0 && p.m0 ? p.m0[state_at] : returned_m(state);
+    p.m_last[state_at] = length == 0 && p.m0 ? p.m0[state_at] : returned_m(state);
   }
 }
 

@@ -22,22 +22,4 @@ XLSTM_DEVICE SplitPlace split_place(const Shape& shape, int64_t group, int rank,
   return {int(group % shape.NH), rank, blocks, group / shape.NH * kSplitRows};
 }
 
-// The reset flags of one row, each loaded a step before it is used.
-struct ResetsForward {
-  const uint8_t* flags;
-  int64_t stride;
-  int length;
-  uint8_t ahead;
-
-  XLSTM_DEVICE ResetsForward(const Shape& shape, const SequenceRow& row)
-      : flags(shape.reset ? reset_of_first_step(shape, row) : nullptr), stride(shape.reset_stride_s), length(row.length) {
-    ahead = flags && length > 0 ? flags[0] : uint8_t(0);
-  }
-  XLSTM_DEVICE bool take(int t) {
-    const bool now = ahead != 0;
-    if (flags) ahead = t + 1 < length ? flags[(t + 1) * stride] : uint8_t(0);
-    return now;
-  }
-};
-
 }  // namespace xlstm::slstm

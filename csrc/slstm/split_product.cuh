@@ -1,14 +1,14 @@
 // split_product.cuh - a block's rows of R on chip, times h (forward) or dg (backward), on tensor cores (bfloat16, float16).
 //
-// mma m16n8k16: A = R, B = the eight rows of the batch. K is permuted so that one 16-byte packet of eight consecutive elements of a
-// row is both b registers of two mma: lane (g, t) = (lane / 4, lane % 4) holds k = 32 j + 8 t .. + 7 of row g, and mma m = 0, 1 of
-// step j takes the pairs k = 32 j + 8 t + 4 m + {0, 1} and + {2, 3}. So 32 packets in lane order are 512 bytes in one piece: no
-// bank conflicts, no ldmatrix.
+// mma m16n8k16: A = R, B = the eight rows of the batch. K is permuted so that one 16-byte packet of eight consecutive elements of
+// a row is both b registers of two mma: lane (g, t) = (lane / 4, lane % 4) holds k = 32 j + 8 t .. + 7 of row g, and mma m = 0, 1
+// of step j takes the pairs k = 32 j + 8 t + 4 m + {0, 1} and + {2, 3}. So 32 packets in lane order are 512 bytes in one piece:
+// no bank conflicts, no ldmatrix.
 //   forward   R h, K = inputs, split over warps. Tile q of a pair holds in row g gate 2q and in row g + 8 gate 2q + 1 of unit
 //             8 pair + g: a thread's sums are the four gates of one unit. They are added over the K groups in shared memory.
 //   backward  R^T dg, K = 4 unit + gate of the block's own units, whole in every warp; rows = inputs, split over warps: row g is
 //             input 16 tile + 2 g, row g + 8 the next one. The result is this block's part of dh of all the head's units.
-// A fragments: the first HELD steps (tiles) of a warp live in registers, the rest in shared memory, 16 bytes per lane.
+// A fragments of a warp: the first HELD pieces (16 rows x 32 k, 8 registers) live in registers, the rest in shared memory.
 #pragma once
 #include "device/convert.cuh"
 #include "device/matrix.cuh"
@@ -22,21 +22,22 @@ template <class Element_, int UNITS_, int WARPS_, int ROW_GROUPS, int STEPS_, in
 struct TensorForward {
   using Element = Element_;
   static constexpr int UNITS = UNITS_, WARPS = WARPS_, THREADS = 32 * WARPS;
-  static constexpr int STEP = 32, STEPS = STEPS_;                                     // inputs per step; steps per warp, at most
+  static constexpr int STEP = 32, STEPS = STEPS_;                                      // inputs per step; steps per warp, at most
   static constexpr int K_GROUPS = WARPS / ROW_GROUPS, PAIRS = UNITS / 8 / ROW_GROUPS;  // pairs of tiles per warp
   static constexpr int MAX_DH = STEP * STEPS * K_GROUPS;
-  static constexpr int PITCH = UNITS + 1;  // float4 per row of partial sums: 1 mod 4, so that both directions are free of conflicts
+  static constexpr int PITCH =
+      UNITS + 1;  // float4 per row of partial sums: 1 mod 4, so that both directions are free of conflicts
   static_assert(UNITS % (8 * ROW_GROUPS) == 0 && WARPS % ROW_GROUPS == 0, "warps share the tiles evenly");
-  static_assert(HELD <= STEPS, "registers hold at most everything");
+  static constexpr int STEP_PIECES = 2 * PAIRS;
 
-  uint32_t held[HELD][PAIRS][2][2][4];  // [step][pair][q][m]
-  uint4* stored;                        // [step - HELD][pair][q][m][lane], this warp's
-  float4* partial;                      // [K group][row][PITCH] {i, f, z, o}
+  uint32_t held[HELD][2][4];  // [piece = (step, pair, q)][m]
+  uint4* stored;              // [piece - HELD][m][lane], this warp's
+  float4* partial;            // [K group][row][PITCH] {i, f, z, o}
   int k_group, row_group, lane, steps;
 
   static XLSTM_HOST_DEVICE int steps_of(int DH) { return ceil_divide(ceil_divide(DH, STEP), K_GROUPS); }
   static XLSTM_HOST_DEVICE int stored_packets(int DH) {  // of one warp
-    return (steps_of(DH) > HELD ? steps_of(DH) - HELD : 0) * PAIRS * 4 * 32;
+    return (steps_of(DH) * STEP_PIECES > HELD ? steps_of(DH) * STEP_PIECES - HELD : 0) * 2 * 32;
   }
   static XLSTM_HOST_DEVICE int shared_bytes(int DH) {
     return (WARPS * stored_packets(DH) + K_GROUPS * kSplitRows * PITCH) * int(sizeof(uint4));
@@ -54,23 +55,22 @@ struct TensorForward {
         for (int pair = 0; pair < PAIRS; ++pair)
 #pragma unroll
           for (int q = 0; q < 2; ++q) {
-            const int unit = place.rank * UNITS + 8 * (row_group * PAIRS + pair) + lane / 4, in = input(i);
+            const int piece = (i * PAIRS + pair) * 2 + q, in = input(i);
+            const int unit = place.rank * UNITS + 8 * (row_group * PAIRS + pair) + lane / 4;
             uint4 rows[2] = {};
 #pragma unroll
             for (int r = 0; r < 2; ++r)
               if (unit < DH && in < DH)
-                rows[r] = device::load_word<uint4>(
-                    static_cast<const Element*>(p.R) +
-                    ((int64_t(2 * q + r) * p.shape.NH + place.head) * DH + unit) * DH + in);
+                rows[r] = device::load_word<uint4>(static_cast<const Element*>(p.R) +
+                                                   ((int64_t(2 * q + r) * p.shape.NH + place.head) * DH + unit) * DH + in);
             const uint32_t a[2][4] = {{rows[0].x, rows[1].x, rows[0].y, rows[1].y}, {rows[0].z, rows[1].z, rows[0].w, rows[1].w}};
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
-              if (i < HELD) {
+              if (piece < HELD) {
 #pragma unroll
-                for (int e = 0; e < 4; ++e) held[i < HELD ? i : 0][pair][q][m][e] = a[m][e];
+                for (int e = 0; e < 4; ++e) held[piece < HELD ? piece : 0][m][e] = a[m][e];
               } else {
-                device::store_word<uint4>(stored + ((((i - HELD) * PAIRS + pair) * 2 + q) * 2 + m) * 32,
-                                          uint4{a[m][0], a[m][1], a[m][2], a[m][3]});
+                device::store_word<uint4>(stored + ((piece - HELD) * 2 + m) * 32, uint4{a[m][0], a[m][1], a[m][2], a[m][3]});
               }
             }
           }
@@ -101,10 +101,11 @@ struct TensorForward {
           for (int pair = 0; pair < PAIRS; ++pair)
 #pragma unroll
             for (int q = 0; q < 2; ++q) {
-              if (i < HELD) {
-                device::mma_m16n8k16<Element>(sums[pair][q], held[i < HELD ? i : 0][pair][q][m], b[m]);
+              const int piece = (i * PAIRS + pair) * 2 + q;
+              if (piece < HELD) {
+                device::mma_m16n8k16<Element>(sums[pair][q], held[piece < HELD ? piece : 0][m], b[m]);
               } else {
-                const uint4 w = device::load_word<uint4>(stored + ((((i - HELD) * PAIRS + pair) * 2 + q) * 2 + m) * 32);
+                const uint4 w = device::load_word<uint4>(stored + ((piece - HELD) * 2 + m) * 32);
                 const uint32_t a[4] = {w.x, w.y, w.z, w.w};
                 device::mma_m16n8k16<Element>(sums[pair][q], a, b[m]);
               }
@@ -135,24 +136,22 @@ struct TensorBackward {
   using Element = Element_;
   static constexpr int UNITS = UNITS_, WARPS = WARPS_, THREADS = 32 * WARPS;
   static constexpr int STEPS = UNITS / 8, TILES = TILES_;  // steps of 32 k; tiles of 16 inputs per warp, at most
-  static constexpr int SENT = TILES;                       // pieces of 16 inputs that a warp sends
+  static constexpr int SENT = TILES;                       // targets, 16 inputs each, of a warp
   static constexpr int MAX_DH = 16 * TILES * WARPS;
   static constexpr int PITCH = 36;  // packets of one step of dg, 4 of them unused: 8-byte stores of 16 units meet no bank twice
   static constexpr int kDgBytes = STEPS * PITCH * int(sizeof(uint4));
-  static_assert(UNITS % 16 == 0, "a piece of 16 inputs belongs to one block");
+  static_assert(UNITS % 16 == 0, "16 inputs belong to one block");
 
-  uint32_t held[HELD][STEPS][2][4];  // [tile][step][m]
-  uint4* stored;                     // [tile - HELD][step][m][lane], this warp's
-  unsigned char* dg;                 // two buffers
+  uint32_t held[HELD][2][4];  // [piece = (tile, step)][m]
+  uint4* stored;              // [piece - HELD][m][lane], this warp's
+  unsigned char* dg;          // two buffers
   int lane, warp, DH;
 
   static XLSTM_HOST_DEVICE int tiles_of(int DH) { return ceil_divide(ceil_divide(DH, 16), WARPS); }
   static XLSTM_HOST_DEVICE int stored_packets(int DH) {
-    return (tiles_of(DH) > HELD ? tiles_of(DH) - HELD : 0) * STEPS * 2 * 32;
+    return (tiles_of(DH) * STEPS > HELD ? tiles_of(DH) * STEPS - HELD : 0) * 2 * 32;
   }
-  static XLSTM_HOST_DEVICE int shared_bytes(int DH) {
-    return WARPS * stored_packets(DH) * int(sizeof(uint4)) + 2 * kDgBytes;
-  }
+  static XLSTM_HOST_DEVICE int shared_bytes(int DH) { return WARPS * stored_packets(DH) * int(sizeof(uint4)) + 2 * kDgBytes; }
 
   XLSTM_DEVICE TensorBackward(unsigned char* shared, const KernelBackward& p, const SplitPlace& place) {
     lane = int(device::lane_id()), warp = int(device::warp_id()), DH = int(p.shape.DH);
@@ -161,7 +160,7 @@ struct TensorBackward {
 #pragma unroll
     for (int i = 0; i < TILES; ++i)
       if (i < tiles_of(DH)) {
-        const int in = 16 * piece(i) + 2 * (lane / 4);
+        const int in = 16 * target(i) + 2 * (lane / 4);
 #pragma unroll
         for (int j = 0; j < STEPS; ++j)
 #pragma unroll
@@ -175,18 +174,19 @@ struct TensorBackward {
                                                           ((int64_t(gate) * p.shape.NH + place.head) * DH + out) * DH + in);
             const uint32_t a[4] = {(pairs[0] & 0xffffu) | pairs[1] << 16, pairs[0] >> 16 | (pairs[1] & 0xffff0000u),
                                    (pairs[2] & 0xffffu) | pairs[3] << 16, pairs[2] >> 16 | (pairs[3] & 0xffff0000u)};
-            if (i < HELD) {
+            const int piece = i * STEPS + j;
+            if (piece < HELD) {
 #pragma unroll
-              for (int e = 0; e < 4; ++e) held[i < HELD ? i : 0][j][m][e] = a[e];
+              for (int e = 0; e < 4; ++e) held[piece < HELD ? piece : 0][m][e] = a[e];
             } else {
-              device::store_word<uint4>(stored + (((i - HELD) * STEPS + j) * 2 + m) * 32, uint4{a[0], a[1], a[2], a[3]});
+              device::store_word<uint4>(stored + ((piece - HELD) * 2 + m) * 32, uint4{a[0], a[1], a[2], a[3]});
             }
           }
         __syncwarp();  // as above
       }
   }
 
-  XLSTM_DEVICE int piece(int i) const { return warp + WARPS * i; }
+  XLSTM_DEVICE int target(int i) const { return warp + WARPS * i; }
 
   // dg of one cell, rounded, into buffer `which`; returns the rounded pairs (i, f), (z, o).
   XLSTM_DEVICE uint2 put(int which, int row, int unit, const float (&values)[4]) const {
@@ -202,7 +202,7 @@ struct TensorBackward {
   }
   using Rounded = uint2;
 
-  // send(piece, chunk, float4): inputs 2 (chunk % 8), + 1 of the piece, of rows 2 (chunk / 8), + 1: {in r, in r + 1, in + 1 r, ..}
+  // send(target, chunk, float4): inputs 2 (chunk % 8), + 1 of the 16, of rows 2 (chunk / 8), + 1: {in r, in r + 1, in + 1 r, ..}
   template <class Send>
   XLSTM_DEVICE void multiply(int which, Send&& send) const {
     uint4 b[STEPS];
@@ -211,22 +211,23 @@ struct TensorBackward {
       b[j] = device::load_word<uint4>(dg + which * kDgBytes + (j * PITCH + lane) * int(sizeof(uint4)));
 #pragma unroll
     for (int i = 0; i < TILES; ++i)
-      if (16 * piece(i) < DH) {
+      if (16 * target(i) < DH) {
         float sums[2][4] = {};
 #pragma unroll
         for (int j = 0; j < STEPS; ++j)
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
             const uint32_t pair[2] = {m == 0 ? b[j].x : b[j].z, m == 0 ? b[j].y : b[j].w};
-            if (i < HELD) {
-              device::mma_m16n8k16<Element>(sums[m], held[i < HELD ? i : 0][j][m], pair);
+            const int piece = i * STEPS + j;
+            if (piece < HELD) {
+              device::mma_m16n8k16<Element>(sums[m], held[piece < HELD ? piece : 0][m], pair);
             } else {
-              const uint4 w = device::load_word<uint4>(stored + (((i - HELD) * STEPS + j) * 2 + m) * 32);
+              const uint4 w = device::load_word<uint4>(stored + ((piece - HELD) * 2 + m) * 32);
               const uint32_t a[4] = {w.x, w.y, w.z, w.w};
               device::mma_m16n8k16<Element>(sums[m], a, pair);
             }
           }
-        send(piece(i), lane % 4 * 8 + lane / 4,
+        send(target(i), lane % 4 * 8 + lane / 4,
              float4{sums[0][0] + sums[1][0], sums[0][1] + sums[1][1], sums[0][2] + sums[1][2], sums[0][3] + sums[1][3]});
       }
   }
