@@ -3,6 +3,7 @@
 #include "slstm/grid_plan.cuh"
 #include "slstm/split_backward.cuh"
 #include "slstm/split_product.cuh"
+#include "slstm/split_product_float32.cuh"
 
 namespace xlstm::slstm {
 namespace {
@@ -34,7 +35,7 @@ auto with_product(const KernelBackward& p, const DeviceLimits& limits, Visit&& v
     case ElementType::Float16:
       return with_grid_product<Wide<__half>, Narrow<__half>>(p.shape, limits, name, visit);
     default:
-      throw std::invalid_argument("float32");
+      return with_grid_product<FmaBackward<4, 1>>(p.shape, limits, name, visit);
   }
 }
 

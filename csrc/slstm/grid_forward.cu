@@ -3,6 +3,7 @@
 #include "slstm/grid_plan.cuh"
 #include "slstm/split_forward.cuh"
 #include "slstm/split_product.cuh"
+#include "slstm/split_product_float32.cuh"
 
 namespace xlstm::slstm {
 namespace {
@@ -33,7 +34,7 @@ auto with_product(const KernelForward& p, const DeviceLimits& limits, Visit&& vi
     case ElementType::Float16:
       return with_grid_product<Wide<__half>, Narrow<__half>>(p.shape, limits, name, visit);
     default:
-      throw std::invalid_argument("float32");
+      return with_grid_product<FmaForward<8, 3>>(p.shape, limits, name, visit);
   }
 }
 

@@ -3,7 +3,7 @@
 // Per step:  exchange.receive   h_{t-1} of the whole head, each warp its K groups, straight into mma registers
 //            product.multiply   partial sums of the block's gates into shared memory
 //            __syncthreads      the only block barrier of a step: the K groups of all warps are there
-//            cell               one thread per (row, unit): raw = sums + x + b, S1-S3 in float32 registers
+//            cell               one thread per (row, unit): raw = b + sums + x, S1-S3 in float32 registers
 //            exchange.publish   the block's slice of h_t
 // x of step t + 1 is requested in step t, behind the publication; what is saved is stored there too.
 // A row that has ended, or does not exist, multiplies zeros: the rows of an mma's N never mix, so neither do their NaN.
@@ -45,7 +45,7 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
   int length = 0;
   int64_t at = 0;  // the cell in h, at the step at hand
   const Element* x = nullptr;
-  float bias[4] = {}, h = 0.0f;
+  float h = 0.0f;
   CellState<float> state = cell_state(0.0f, 0.0f, 0.0f);
   Element ahead[4] = {};
   if (has_cell) {
@@ -56,10 +56,8 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
     const int64_t state_at = (row_index * NH + place.head) * DH + unit;
     if (p.h0) h = p.h0[state_at], state = cell_state(p.c0[state_at], p.n0[state_at], p.m0[state_at]);
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      if (p.b) bias[gate] = p.b[(gate * NH + place.head) * DH + unit];
+    for (int gate = 0; gate < 4; ++gate)
       if (length > 0) ahead[gate] = x[gate * p.x_stride_g];
-    }
   }
 
   uint4 operand[STEPS] = {};
@@ -91,7 +89,7 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
       if (active) {
         if (fresh) state = cell_state(0.0f, 0.0f, 0.0f);
 #pragma unroll
-        for (int gate = 0; gate < 4; ++gate) raw[gate] += device::to_float(ahead[gate]) + bias[gate];
+        for (int gate = 0; gate < 4; ++gate) raw[gate] += device::to_float(ahead[gate]);
         h = shape.forget_gate == ForgetGate::kSigmoid
                 ? cell_forward<ForgetGate::kSigmoid>(raw[0], raw[1], raw[2], raw[3], state, saved)
                 : cell_forward<ForgetGate::kExp>(raw[0], raw[1], raw[2], raw[3], state, saved);

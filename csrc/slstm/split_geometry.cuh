@@ -4,6 +4,8 @@
 // rows R[gate][unit][.] stay on chip for the whole launch, the c, n, m of these units in the registers of one thread per cell.
 #pragma once
 #include "device/kernel.cuh"
+#include "device/vector.cuh"
+#include "slstm/kernels.h"
 #include "slstm/sequence_rows.cuh"
 
 namespace xlstm::slstm {
@@ -20,6 +22,18 @@ XLSTM_HOST_DEVICE int64_t split_groups(const Shape& shape) { return shape.NH * (
 
 XLSTM_DEVICE SplitPlace split_place(const Shape& shape, int64_t group, int rank, int blocks) {
   return {int(group % shape.NH), rank, blocks, group / shape.NH * kSplitRows};
+}
+
+// bias[unit] = {i, f, z, o} of the block's units, there after the next barrier.
+template <int UNITS>
+XLSTM_DEVICE void load_bias(float4* bias, const KernelForward& p, const SplitPlace& place) {
+  const int local = int(threadIdx.x), unit = place.rank * UNITS + local;
+  if (local >= UNITS) return;
+  float values[4] = {};
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate)
+    if (p.b && unit < p.shape.DH) values[gate] = p.b[(gate * p.shape.NH + place.head) * p.shape.DH + unit];
+  device::store_vector(reinterpret_cast<float*>(bias + local), values);
 }
 
 }  // namespace xlstm::slstm

@@ -33,6 +33,7 @@ struct TensorForward {
   uint32_t held[HELD][2][4];  // [piece = (step, pair, q)][m]
   uint4* stored;              // [piece - HELD][m][lane], this warp's
   float4* partial;            // [K group][row][PITCH] {i, f, z, o}
+  float4* bias;               // [unit]
   int k_group, row_group, lane, steps;
 
   static XLSTM_HOST_DEVICE int steps_of(int DH) { return ceil_divide(ceil_divide(DH, STEP), K_GROUPS); }
@@ -40,7 +41,7 @@ struct TensorForward {
     return (steps_of(DH) * STEP_PIECES > HELD ? steps_of(DH) * STEP_PIECES - HELD : 0) * 2 * 32;
   }
   static XLSTM_HOST_DEVICE int shared_bytes(int DH) {
-    return (WARPS * stored_packets(DH) + K_GROUPS * kSplitRows * PITCH) * int(sizeof(uint4));
+    return (WARPS * stored_packets(DH) + K_GROUPS * kSplitRows * PITCH + UNITS) * int(sizeof(uint4));
   }
 
   XLSTM_DEVICE TensorForward(unsigned char* shared, const KernelForward& p, const SplitPlace& place) {
@@ -48,6 +49,8 @@ struct TensorForward {
     lane = int(device::lane_id()), k_group = warp % K_GROUPS, row_group = warp / K_GROUPS, steps = steps_of(DH);
     stored = reinterpret_cast<uint4*>(shared) + warp * stored_packets(DH) + lane;
     partial = reinterpret_cast<float4*>(shared) + WARPS * stored_packets(DH);
+    bias = partial + K_GROUPS * kSplitRows * PITCH;
+    load_bias<UNITS>(bias, p, place);
 #pragma unroll
     for (int i = 0; i < STEPS; ++i)
       if (i < steps) {
@@ -120,9 +123,9 @@ struct TensorForward {
             float4{sums[pair][0][e], sums[pair][0][2 + e], sums[pair][1][e], sums[pair][1][2 + e]});
   }
 
-  // The four gates of one cell, K groups added in their order.
+  // b + R h of one cell, K groups added in their order.
   XLSTM_DEVICE void gates(float (&raw)[4], int row, int unit) const {
-    raw[0] = raw[1] = raw[2] = raw[3] = 0.0f;
+    device::load_vector(raw, reinterpret_cast<const float*>(bias + unit));
 #pragma unroll
     for (int k = 0; k < K_GROUPS; ++k) {
       const float4 part = device::load_word<float4>(partial + (k * kSplitRows + row) * PITCH + unit);
