@@ -1,17 +1,17 @@
 """The sLSTM as torch ops with an exact backward (S1-S4 in csrc/slstm/README.md).
 
-One forward and one backward op serve every kernel backend; `slstm_cpu` is the CPU's implementation.
+One forward and one backward op serve every kernel backend: `slstm_cpu` is the CPU's implementation, `slstm_kernels` that of the
+CUDA kernels.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import slstm_cpu
+from . import slstm_cpu, slstm_kernels
 from .library import define, differentiable_once
 
 State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
@@ -20,36 +20,40 @@ _OPTIONAL_STATE = "Tensor? h0, Tensor? c0, Tensor? n0"
 _ROWS = "Tensor? reset, Tensor? cu_seqlens"
 
 
-def _implementation(backend: str) -> ModuleType:
-    if backend != "cpu":
-        raise RuntimeError(f"slstm: backend {backend!r} has no sLSTM kernels in this build; use backend 'cpu' or 'reference'")
-    return slstm_cpu
-
-
-def _forward_impl(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
-    return _implementation(backend).forward(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save)
+def _forward_impl(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend, single_step=False):
+    operands = x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save
+    if backend == "cpu":
+        return slstm_cpu.forward(*operands, single_step)
+    return slstm_kernels.forward(*operands, backend, single_step)
 
 
 def _forward_fake(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
     B, S, _, NH, DH = x.shape
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = slstm_cpu.state_dtype(x.dtype)
-    saved = slstm_cpu.saved_shapes(B, S, NH, DH) if save else ((0,), (0,))
+    if backend == "cpu":
+        shapes, dtypes = slstm_cpu.saved_shapes(B, S, NH, DH), (dtype, dtype)
+    else:
+        shapes, dtypes = slstm_kernels.saved_shapes(B, S, NH, DH), slstm_kernels.saved_dtypes(x.dtype)
     last = (x.new_empty((N, NH, DH), dtype=dtype) for _ in range(4))
-    return x.new_empty((B, S, NH, DH)), *last, *(x.new_empty(shape, dtype=dtype) for shape in saved)
+    saved = (x.new_empty(shape if save else (0,), dtype=dtype) for shape, dtype in zip(shapes, dtypes))
+    return x.new_empty((B, S, NH, DH)), *last, *saved
 
 
-def _backward_impl(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, forget_gate, backend):
-    implementation = _implementation(backend)
-    return implementation.backward(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, forget_gate)
+def _backward_impl(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, h, forget_gate, backend):
+    operands = dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells
+    if backend == "cpu":
+        return slstm_cpu.backward(*operands, forget_gate)
+    return slstm_kernels.backward(*operands, h, forget_gate, backend)
 
 
-def _backward_fake(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, forget_gate, backend):
+def _backward_fake(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, h, forget_gate, backend):
     B, S, NH = gates.shape[:3]
     DH = R.shape[-1]
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    shapes = [(B, S, 4, NH, DH), (4, NH, DH, DH), (4, NH, DH)] + [(N, NH, DH)] * 4
-    return tuple(cells.new_empty(shape) for shape in shapes)
+    shapes = [(4, NH, DH, DH), (4, NH, DH)] + [(N, NH, DH)] * 4
+    dx = (cells if h is None else h).new_empty((B, S, 4, NH, DH))
+    return dx, *(cells.new_empty(shape) for shape in shapes)
 
 
 _forward = define(
@@ -62,7 +66,7 @@ _forward = define(
 _backward = define(
     "slstm_backward",
     f"(Tensor? dh, Tensor? dh_last, Tensor? dc_last, Tensor? dn_last, Tensor R, {_OPTIONAL_STATE}, {_ROWS},"
-    " Tensor gates, Tensor cells, str forget_gate, str backend)"
+    " Tensor gates, Tensor cells, Tensor? h, str forget_gate, str backend)"
     " -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, Tensor dn0, Tensor dm0)",
     _backward_impl,
     _backward_fake,
@@ -76,7 +80,8 @@ class _SLSTM(torch.autograd.Function):
             x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend
         )
         if save:
-            ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, gates, cells)
+            # the CPU's backward rebuilds h from the cells
+            ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, gates, cells, None if backend == "cpu" else h)
         ctx.options = forget_gate, backend
         ctx.dtypes = x.dtype, R.dtype, None if b is None else b.dtype
         ctx.set_materialize_grads(False)
@@ -117,5 +122,5 @@ def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate
     if torch.compiler.is_compiling():
         out, *last, _, _ = _forward(*operands, backend)
     else:  # the op's dispatch would cost more than the step itself
-        out, *last, _, _ = _implementation(backend).forward(*operands, single_step=True)
+        out, *last, _, _ = _forward_impl(*operands, backend, single_step=True)
     return out.squeeze(1), tuple(last)

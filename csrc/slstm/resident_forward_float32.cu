@@ -1,0 +1,14 @@
+// resident_forward_float32.cu - the resident forward in float32, R in shared memory; equations and mapping: resident_forward.cuh.
+#include "slstm/resident.h"
+#include "slstm/resident_forward.cuh"
+
+namespace xlstm::slstm {
+
+void resident_forward_float32(const KernelForward& p, void* stream) {
+  constexpr char name[] = "slstm_resident_forward<float32>";
+  if (p.shape.DH <= 32) return launch_resident_forward<ForwardTile<float, 32, 1, 4>>(name, p, stream);
+  if (p.shape.DH <= 64) return launch_resident_forward<ForwardTile<float, 64, 1, 3>>(name, p, stream);
+  launch_resident_forward<ForwardTile<float, 96, 1, 3>>(name, p, stream);
+}
+
+}  // namespace xlstm::slstm
