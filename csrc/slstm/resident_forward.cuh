@@ -173,11 +173,16 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   };
 
   for (int t = 0; t < steps; ++t) {
-    float sums[P][2][4];  // see TensorForwardProduct
+    float input[P][2][4], sums[P][2][4];  // see TensorForwardProduct
 #pragma unroll
     for (int u = 0; u < P; ++u)
 #pragma unroll
-      for (int i = 0; i < 8; ++i) sums[u][i / 4][i % 4] = bias[u][i / 2] + Word::unit(x_word[i / 2][i % 2], u);
+      for (int i = 0; i < 8; ++i) {
+        input[u][i / 4][i % 4] = bias[u][i / 2] + Word::unit(x_word[i / 2][i % 2], u);
+        // A sum that starts at a large gate rounds every addend to the gate's last place. Beside h in 16 bits that does not
+        // count.
+        sums[u][i / 4][i % 4] = T::FLOAT32 ? 0.0f : input[u][i / 4][i % 4];
+      }
     product.multiply(sums, smem.product, &smem.h[t % 2][0][0], warp, lane, [&](int work) {
       if (work == 0) store_last_step(t);
       if (work == 1) take_x(t + 1);  // past the end: values that nobody uses
@@ -187,6 +192,10 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
       }
     });
 
+    if constexpr (T::FLOAT32) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[0][i / 4][i % 4] += input[0][i / 4][i % 4];
+    }
     if (fresh) {
 #pragma unroll
       for (int i = 0; i < 2 * P; ++i)

@@ -185,7 +185,7 @@ class _Call:
         if self.cu_seqlens is None:
             before = torch.cat((start.unsqueeze(1), h[:, :-1]), 1)[:, : self.S]
         else:  # rows without steps write to one step past the end
-            before = torch.cat((h[:, :1], h), 1)
+            before = torch.cat((h.new_zeros((1, 1, *h.shape[2:])), h), 1)
             borders = self.cu_seqlens.long()
             at = torch.where(borders[1:] > borders[:-1], borders[:-1], self.S)
             before = before[0].index_put((at,), start)[: self.S].unsqueeze(0)
