@@ -85,7 +85,7 @@ struct FmaForwardProduct {
   XLSTM_DEVICE void load(Shared& smem, const KernelForward& p, int head, int, int) {
     const float* R = static_cast<const float*>(p.R);
     for (int i = int(threadIdx.x); i < DH * DH; i += int(blockDim.x)) {
-      const int out = i / DH, in = i % DH;
+      const int in = i / DH, out = i % DH;  // neighbours in shared memory; L1 keeps the lines of R
       device::store_word(&smem.R[in][out], load_R_gates(R, p.shape, head, out, in));
     }
   }
