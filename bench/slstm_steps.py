@@ -19,6 +19,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from bench.static_report import ROOT, demangle, find_cuobjdump, find_nvcc
@@ -90,7 +91,7 @@ def step(instructions: list[Instruction]) -> list[Instruction]:
 
 def rare(body: list[Instruction], stores: int) -> set[int]:
     """Addresses in blocks that load from global memory, or store there more often than a usual step does for one row."""
-    borders = {i.target for i in body} | {after.address for i, after in zip(body, body[1:]) if i.target is not None}
+    borders = {i.target for i in body} | {after.address for i, after in pairwise(body) if i.target is not None}
     found: set[int] = set()
     block: list[Instruction] = []
     for instruction in [*body, None]:

@@ -106,7 +106,15 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
       const bool more = i < length[e], before = i + 1 < length[e];
       device::cp_async<16>(&slots.tails[e][tid], static_cast<const typename Tails::Tail*>(p.saved_tails) + 4 * fetched[e],
                            more ? 16 : 0);
-      device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
+      if (i + 1 == length[e] && p.c0) {  // before the row's first step: the given state
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) {
+          device::cp_async<4>(&slots.cells[e][tid][2 * u], p.c0 + of_state(e) + u);
+          device::cp_async<4>(&slots.cells[e][tid][2 * u + 1], p.n0 + of_state(e) + u);
+        }
+      } else {
+        device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
+      }
       device::cp_async<4>(&slots.dh[e][tid], static_cast<const Element*>(p.dh) + dh_at[e], more && p.dh ? 4 : 0);
       fetched[e] -= H, dh_at[e] -= p.dh_stride_s;
     }
@@ -125,10 +133,6 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
     float c_prev[UNITS], n_prev[UNITS];
 #pragma unroll
     for (int u = 0; u < UNITS; ++u) c_prev[u] = __uint_as_float(cells[2 * u]), n_prev[u] = __uint_as_float(cells[2 * u + 1]);
-    if (i + 1 == length[e] && p.c0) {  // the row's first step
-#pragma unroll
-      for (int u = 0; u < UNITS; ++u) c_prev[u] = p.c0[of_state(e) + u], n_prev[u] = p.n0[of_state(e) + u];
-    }
 #pragma unroll
     for (int u = 0; u < UNITS; ++u) {
       CellSaved<float> saved;
