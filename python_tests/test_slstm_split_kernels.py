@@ -71,7 +71,12 @@ QUICK = [
 
 @pytest.mark.parametrize(("kernel", "DH", "dtype", "B", "S"), QUICK, ids=lambda v: str(v).removeprefix("torch."))
 def test_split_kernels_equal_the_reference(kernel, DH, dtype, B, S, backend):
-    check(contracting(B, S, 2 if DH < 150 else 1, DH, state=S != 4, forget_gate="exp" if S == 3 else "sigmoid"), kernel, backend, dtype)
+    check(
+        contracting(B, S, 2 if DH < 150 else 1, DH, state=S != 4, forget_gate="exp" if S == 3 else "sigmoid"),
+        kernel,
+        backend,
+        dtype,
+    )
 
 
 ROWS = itertools.cycle([3, 8, 1, 9, 17])
@@ -147,7 +152,9 @@ def test_split_kernels_pass_the_tests_of_the_resident_kernel(test, arguments, ke
 
 @pytest.mark.deep
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize(("test", "arguments"), RESIDENT_TESTS, ids=[f"{t.__name__[5:45]}-{list(a.values())}" for t, a in RESIDENT_TESTS])
+@pytest.mark.parametrize(
+    ("test", "arguments"), RESIDENT_TESTS, ids=[f"{t.__name__[5:45]}-{list(a.values())}" for t, a in RESIDENT_TESTS]
+)
 def test_split_kernels_pass_the_tests_of_the_resident_kernel_in_other_dtypes(test, arguments, dtype, kernel, backend):
     needs(kernel, backend)
     if kernel == "cluster" and dtype == torch.float32:
@@ -172,10 +179,10 @@ def test_backward_reads_what_another_kernel_saved(forward, backward, backend):
     assert_close(dict(zip(NAMES[5:], (g.cpu() for g in gradients))), {n: truth[n] for n in NAMES[5:]}, torch.bfloat16)
 
 
-@pytest.mark.parametrize("S", [1024])
-def test_split_kernels_do_not_lose_long_sequences(S, kernel, backend):
+@pytest.mark.deep
+def test_error_of_split_kernels_does_not_grow_with_the_sequence(kernel, backend):
     needs(kernel, backend)
-    case = contracting(1, S, 1, 40, state=False)
+    case = contracting(1, 1024, 1, 40, state=False)
     with torch.no_grad(), forced_kernel(kernel):
         on = case.to(torch.bfloat16).on(device_of(backend))
         h = functional.slstm(on.x, on.R, on.b, backend=backend).cpu()
@@ -204,7 +211,11 @@ def test_cluster_kernel_needs_sm_90():
     case = make_case(1, 2, 1, 136).to(torch.bfloat16)
     if not xlstm_cuda.backends()["simt"]:
         pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    with forced_kernel("cluster"), simt.options(sm=86), pytest.raises(ValueError, match="clusters need sm_90, this device is sm_86"):
+    with (
+        forced_kernel("cluster"),
+        simt.options(sm=86),
+        pytest.raises(ValueError, match="clusters need sm_90, this device is sm_86"),
+    ):
         functional.slstm(case.x, case.R, case.b, backend="simt")
 
 
@@ -262,9 +273,23 @@ def test_split_kernels_have_the_same_bits_with_40_random_schedules(dtype, kernel
             assert all(torch.equal(once[name], again[name]) for name in once), f"seed {seed}"
 
 
-@pytest.mark.parametrize("order", ["lifo", "random"])
+def race_case():
+    case = make_case(3, 4, 1, 72)  # three blocks
+    case.options["reset"] = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) < 0.25
+    return case
+
+
+@pytest.mark.parametrize(("order", "landing"), [("lifo", "late"), ("random", "early")])
+def test_split_kernels_have_no_data_race(order, landing, kernel):
+    backend = traced()
+    with simt.options(races=True, order=order, landing=landing), forced_kernel(kernel):
+        run(race_case(), backend, torch.bfloat16)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("order", simt.ORDERS)
 @pytest.mark.parametrize("landing", ["early", "late"])
-def test_split_kernels_have_no_data_race(landing, order, kernel):
+def test_split_kernels_with_rows_of_any_length_have_no_data_race(landing, order, kernel):
     backend = traced()
     with simt.options(races=True, order=order, landing=landing), forced_kernel(kernel):
         run(tiny_case(), backend, torch.bfloat16)

@@ -134,12 +134,14 @@ void bind_slstm(py::module_& m) {
         py::arg("reset_strides"), py::arg("forget_gate"), py::arg("dtype"), py::arg("x"), py::arg("x_strides"), py::arg("R"),
         py::arg("b"), py::arg("h0"), py::arg("c0"), py::arg("n0"), py::arg("m0"), py::arg("h"), py::arg("h_last"),
         py::arg("c_last"), py::arg("n_last"), py::arg("m_last"), py::arg("saved_tails"), py::arg("saved_cells"),
-        py::arg("workspace") = 0, py::arg("processors") = 0, py::arg("stream"), "S1-S3 over a sequence (KernelForward); kernel 'step' takes S = 1 without resets");
+        py::arg("workspace") = 0, py::arg("processors") = 0, py::arg("stream"),
+        "S1-S3 over a sequence (KernelForward); kernel 'step' takes S = 1 without resets");
   m.def("slstm_backward", &backward, py::kw_only(), py::arg("kernel"), py::arg("sizes"), py::arg("cu_seqlens"), py::arg("reset"),
         py::arg("reset_strides"), py::arg("forget_gate"), py::arg("dtype"), py::arg("R"), py::arg("h0"), py::arg("c0"),
         py::arg("n0"), py::arg("saved_tails"), py::arg("saved_cells"), py::arg("dh"), py::arg("dh_strides"), py::arg("dh_last"),
         py::arg("dc_last"), py::arg("dn_last"), py::arg("dx"), py::arg("db_rows"), py::arg("dh0"), py::arg("dc0"), py::arg("dn0"),
-        py::arg("dm0"), py::arg("workspace") = 0, py::arg("processors") = 0, py::arg("stream"), "S4, S5 over a sequence (KernelBackward)");
+        py::arg("dm0"), py::arg("workspace") = 0, py::arg("processors") = 0, py::arg("stream"),
+        "S4, S5 over a sequence (KernelBackward)");
 }
 
 }  // namespace xlstm::slstm

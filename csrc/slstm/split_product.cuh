@@ -30,11 +30,11 @@ struct TensorForward {
   static_assert(UNITS % (8 * ROW_GROUPS) == 0 && WARPS % ROW_GROUPS == 0, "warps share the tiles evenly");
   static constexpr int STEP_PIECES = 2 * PAIRS;
 
-  uint32_t held[HELD][2][4];  // [piece = (step, pair, q)][m]
-  uint4* stored;              // [piece - HELD][m][lane], this warp's
-  float4* partial;            // [K group][row][PITCH] {i, f, z, o}
-  float4* bias;               // [unit]
-  int k_group, row_group, lane, steps;
+  uint32_t held[HELD][2][4];            // [piece = (step, pair, q)][m]
+  uint4* stored;                        // [piece - HELD][m][lane], this warp's
+  float4* partial;                      // [K group][row][PITCH] {i, f, z, o}
+  float4* bias;                         // [unit]
+  int k_group, row_group, lane, steps;  // steps: of this warp, at most steps_of(DH)
 
   static XLSTM_HOST_DEVICE int steps_of(int DH) { return ceil_divide(ceil_divide(DH, STEP), K_GROUPS); }
   static XLSTM_HOST_DEVICE int stored_packets(int DH) {  // of one warp
@@ -46,7 +46,8 @@ struct TensorForward {
 
   XLSTM_DEVICE TensorForward(unsigned char* shared, const KernelForward& p, const SplitPlace& place) {
     const int warp = int(device::warp_id()), DH = int(p.shape.DH);
-    lane = int(device::lane_id()), k_group = warp % K_GROUPS, row_group = warp / K_GROUPS, steps = steps_of(DH);
+    lane = int(device::lane_id()), k_group = warp % K_GROUPS, row_group = warp / K_GROUPS;
+    steps = ceil_divide(max(0, ceil_divide(DH, STEP) - k_group), K_GROUPS);
     stored = reinterpret_cast<uint4*>(shared) + warp * stored_packets(DH) + lane;
     partial = reinterpret_cast<float4*>(shared) + WARPS * stored_packets(DH);
     bias = partial + K_GROUPS * kSplitRows * PITCH;

@@ -47,7 +47,8 @@ struct FmaForward {
 
   XLSTM_DEVICE FmaForward(unsigned char* shared, const KernelForward& p, const SplitPlace& place) {
     const int DH = int(p.shape.DH);
-    lane = int(device::lane_id()), warp = int(device::warp_id()), steps = steps_of(DH);
+    lane = int(device::lane_id()), warp = int(device::warp_id());
+    steps = ceil_divide(max(0, ceil_divide(DH, STEP) - warp), K_GROUPS);
     auto* packets = reinterpret_cast<float4*>(shared);
     stored = packets + warp * stored_packets(DH) + lane;
     staging = packets + WARPS * stored_packets(DH) + warp * 2 * 32;
