@@ -19,7 +19,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KERNEL_TESTS = ["test_mlstm_step_kernel.py", "test_simt_primitives.py", "test_simt_tile.py"]
+KERNEL_TESTS = [
+    "test_mlstm_step_kernel.py",
+    "test_simt_primitives.py",
+    "test_simt_tile.py",
+    "test_slstm_kernels.py",
+    "test_slstm_step_kernel.py",
+]
 
 
 def pytest(*arguments: str) -> list[str]:
@@ -36,7 +42,7 @@ def sanitizer_environment() -> dict[str, str]:
 def modes() -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     """By name: the compiled module it needs, the commands, the environment."""
     races = {"XLSTM_SIMT_RACES": "1"}
-    without_own_modes = ["-k", "simt and not race and not profile and not moved_once"]
+    without_own_modes = ["-k", "simt and not race and not profile and not moved_once and not reads_R_once"]
     return {
         "races": ("_simt_trace", [pytest(), pytest()], races),
         "asan": ("_simt_asan", [pytest(*without_own_modes)], sanitizer_environment()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -96,6 +97,36 @@ def test_slstm_of_every_head_dim_equals_the_reference(DH, dtype, backend):
         case = make_case(B, S, 3, DH, forget_gate=forget_gate)
         case.R *= 0.5
         check(case, backend, dtype)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(200))
+def test_slstm_of_random_operands_equals_the_reference(seed, backend):
+    choose = random.Random(seed)
+    dtype = choose.choice(DTYPES)
+    DH, NH = choose.randint(1, 64 if dtype == torch.float32 else 128), choose.randint(1, 3)
+    options = {"forget_gate": choose.choice(("sigmoid", "exp"))}
+    if choose.random() < 0.4:
+        lengths = [choose.choice((0, 1, 2, choose.randint(3, 30))) for _ in range(choose.randint(1, 20))]
+        B, S, rows = 1, sum(lengths), len(lengths)
+        options["cu_seqlens"] = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
+    else:
+        B, S, rows = choose.randint(1, 20), choose.randint(0, 40), None
+        if choose.random() < 0.3:
+            options["checkpoint_every"] = choose.randint(1, 20)
+    if choose.random() < 0.4:
+        options["reset"] = torch.rand(B, S, generator=torch.Generator().manual_seed(seed)) < choose.choice((0.05, 0.5))
+    case = make_case(B, S, NH, DH, rows=rows, state=S == 0 or choose.random() < 0.6, seed=seed, **options)
+    case.R *= 0.5
+    if choose.random() < 0.3:
+        case.b = None
+    if case.state is not None and choose.random() < 0.3:  # some fresh units
+        fresh = torch.rand(case.state[0].shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+        for s in case.state:
+            s[fresh] = 0
+    if choose.random() < 0.3:
+        case.x[:, ::3, choose.randint(0, 1)] = choose.choice((-INF, -40.0, 10.0))
+    check(case, backend, dtype, widest_gate=40)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -44,7 +44,7 @@ struct ForwardTile {
   };
 };
 
-template <class T, bool SAVE>
+template <class T, bool SAVE, bool RESETS>
 __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const KernelForward p) {
   using Element = typename T::Element;
   using Word = UnitWord<Element, T::P>;
@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   const int head = int(blockIdx.x) % NH, H = NH * DH;
   const int64_t first_row = int64_t(blockIdx.x) / NH * kTileRows;
   const int steps = longest(p.shape, first_row, kTileRows);
-  const bool resets = p.shape.reset != nullptr;
 
   typename T::Product product;
   product.load(smem.product, p, head, warp, lane);
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
 
   // ---- resets: thread r < 8 of the block fetches the flags of row r
   const SequenceRow flagged = sequence_row(p.shape, first_row + tid % kTileRows);
-  const bool fetches_resets = resets && tid < kTileRows;
+  const bool fetches_resets = RESETS && tid < kTileRows;
   const auto reset_at = [&](int t) {
     return t < flagged.length ? reset_of_first_step(p.shape, flagged)[t * p.shape.reset_stride_s] : uint8_t(0);
   };
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   device::cp_async_wait<STAGES - 2>();
   __syncthreads();                                 // x of steps 0 and 1, the flags and R are there
   const auto resets_of = [&](int t) -> uint32_t {  // of this thread's two rows, one byte each
-    return resets ? device::load_word<uint16_t>(&smem.fresh[t % 4][pair]) : 0;
+    return RESETS ? device::load_word<uint16_t>(&smem.fresh[t % 4][pair]) : 0;
   };
   uint32_t fresh = resets_of(0);
   put_h(0, fresh);
@@ -179,8 +178,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         input[u][i / 4][i % 4] = bias[u][i / 2] + Word::unit(x_word[i / 2][i % 2], u);
-        // A sum that starts at a large gate rounds every addend to the gate's last place. Beside h in 16 bits that does not
-        // count.
+        // A sum that starts at a large gate rounds every addend to the gate's last place; h in 16 bits is no better than that.
         sums[u][i / 4][i % 4] = T::FLOAT32 ? 0.0f : input[u][i / 4][i % 4];
       }
     product.multiply(sums, smem.product, &smem.h[t % 2][0][0], warp, lane, [&](int work) {
@@ -244,9 +242,11 @@ void launch_resident_forward(const char* name, const KernelForward& p, void* str
   config.shared_bytes = sizeof(typename T::Shared);
   config.stream = stream;
   if (p.saved_tails)
-    device::launch(config, name, resident_forward_kernel<T, true>, p);
+    device::launch(config, name, p.shape.reset ? resident_forward_kernel<T, true, true> : resident_forward_kernel<T, true, false>,
+                   p);
   else
-    device::launch(config, name, resident_forward_kernel<T, false>, p);
+    device::launch(config, name,
+                   p.shape.reset ? resident_forward_kernel<T, false, true> : resident_forward_kernel<T, false, false>, p);
 }
 
 // 16-bit elements: every head dim that a tile holds.

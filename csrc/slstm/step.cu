@@ -40,10 +40,12 @@ XLSTM_DEVICE float dot(const uint4& r, const float* h) {
 // Sums each of 16 values over the warp; lane l gets number l / 2.
 XLSTM_DEVICE float sum_of_lane(float (&v)[kSums], int lane) {
 #pragma unroll
-  for (int half = kSums / 2, offset = 16; half > 0; half /= 2, offset /= 2) {
+  for (int level = 0; level < 4; ++level) {
+    const int half = kSums / 2 >> level, offset = 16 >> level;
     const bool upper = lane & offset;
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
+    for (int i = 0; i < kSums / 2; ++i) {
+      if (i >= half) continue;
       const float keep = upper ? v[i + half] : v[i], give = upper ? v[i] : v[i + half];
       v[i] = keep + __shfl_xor_sync(device::kAllLanes, give, offset);
     }
