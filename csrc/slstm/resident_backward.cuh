@@ -106,19 +106,22 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
       const bool more = i < length[e], before = i + 1 < length[e];
       device::cp_async<16>(&slots.tails[e][tid], static_cast<const typename Tails::Tail*>(p.saved_tails) + 4 * fetched[e],
                            more ? 16 : 0);
-      if (i + 1 == length[e] && p.c0) {  // before the row's first step: the given state
-#pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-          device::cp_async<4>(&slots.cells[e][tid][2 * u], p.c0 + of_state(e) + u);
-          device::cp_async<4>(&slots.cells[e][tid][2 * u + 1], p.n0 + of_state(e) + u);
-        }
-      } else {
-        device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
-      }
+      device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
       device::cp_async<4>(&slots.dh[e][tid], static_cast<const Element*>(p.dh) + dh_at[e], more && p.dh ? 4 : 0);
       fetched[e] -= H, dh_at[e] -= p.dh_stride_s;
     }
     device::cp_async_commit();
+  };
+  const auto put_given = [&](int i) {  // the given c0, n0 into the slot of iteration i, where it is a row's first step
+    if (!p.c0 || (i + 1 != length[0] && i + 1 != length[1])) return;
+    for (int e = 0; e < 2; ++e) {
+      if (i + 1 != length[e]) continue;
+      uint32_t* cells = smem.slots[i % STAGES].cells[e][tid];
+      for (int u = 0; u < UNITS; ++u) {
+        cells[2 * u] = __float_as_uint(p.c0[of_state(e) + u]);
+        cells[2 * u + 1] = __float_as_uint(p.n0[of_state(e) + u]);
+      }
+    }
   };
   CellCoefficients<float> coefficients[2][UNITS];
   uint32_t dh_word[2];
@@ -145,7 +148,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
 #pragma unroll
   for (int i = 0; i < STAGES; ++i) request(i);
   device::cp_async_wait<STAGES - 1>();
-  prepare(0, 0), prepare(0, 1);
+  put_given(0), prepare(0, 0), prepare(0, 1);
 
   for (int i = 0; i < steps; ++i) {
     Element* const dg_smem = &smem.dg[i % 2][0][0];
@@ -191,7 +194,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
         }
       }
       if (work == 1) request(i + STAGES);
-      if (work == 2) device::cp_async_wait<STAGES - 1>(), prepare(i + 1, 0);
+      if (work == 2) device::cp_async_wait<STAGES - 1>(), put_given(i + 1), prepare(i + 1, 0);
       if (work == 3) prepare(i + 1, 1);
     });
 #pragma unroll
