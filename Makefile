@@ -14,6 +14,7 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m deep
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
+	$(PYTHON) python_tests/slstm_mutants.py
 
 wheel:  ## the release wheel into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one architecture
 	$(PYTHON) -u .ci/release_wheel.py

@@ -43,7 +43,8 @@ def stages(python: str, architecture: str, backend: str) -> list[Stage]:
     install = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "."]
     build = {"XLSTM_SELFTEST": "ON", "XLSTM_CUDA": "ON", "CUDAARCHS": architecture}
     kernel_tests = ["python_tests/test_mlstm_step_kernel.py", "python_tests/test_mlstm.py", "python_tests/test_mlstm_kernels.py"]
-    kernel_tests += ["python_tests/test_simt_tile.py"]
+    kernel_tests += ["python_tests/test_simt_tile.py", "python_tests/test_slstm_kernels.py"]
+    kernel_tests += ["python_tests/test_slstm_step_kernel.py", "python_tests/test_slstm_kernel_ops.py"]
     return [
         Stage("1-install", 150, [["nvidia-smi"], install, [python, "-c", ENVIRONMENT]], build),
         Stage("2-primitives", 90, [[*pytest, "python_tests/test_simt_primitives.py"]]),

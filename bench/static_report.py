@@ -3,7 +3,8 @@
 Compiles every kernel file, and the test kernels that use every function of csrc/device, for every architecture of the default
 list, assembles them, and prints registers, spills and shared memory per kernel; where cuobjdump and nvdisasm are found (CUDA
 toolkit, or the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) also the tensor-core and FFMA instructions. Fails on a
-compiler or assembler warning, and on a walk of the mLSTM in 16 bits without tensor-core instructions.
+compiler or assembler warning, and on a walk of the mLSTM or a resident kernel of the sLSTM in 16 bits without tensor-core
+instructions.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def main() -> int:
             for kernel in parse(text, file, architecture):
                 hmma, ffma = counts.get(kernel.name, (-1, -1))
                 kernels.append(replace(kernel, hmma=hmma, ffma=ffma))
-                if hmma == 0 and "walk_kernel" in kernel.name:
+                if hmma == 0 and re.search(r"walk_kernel|resident_\w+_kernel<.*(bfloat16|half)", kernel.name):
                     problems.append(f"{file.name} for {architecture}: no tensor-core instruction in {kernel.name}")
     print(f"{'file':24} {'arch':10} {'registers':>9} {'spill B':>7} {'stack B':>7} {'smem B':>7} {'HMMA':>5} {'FFMA':>5}  kernel")
     for k in sorted(kernels, key=lambda k: (k.file, k.name, k.architecture)):

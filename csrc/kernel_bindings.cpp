@@ -6,6 +6,7 @@
 
 #include "mlstm/bind_sequence.h"
 #include "mlstm/params.h"
+#include "slstm/bind.h"
 #ifdef XLSTM_SELFTEST
 #include "simt/selftest/bind.h"
 #endif
@@ -66,6 +67,7 @@ void bind_kernels(py::module_& m) {
         py::arg("scale"), py::arg("igate"), py::arg("normalize"), py::arg("eps"), py::arg("stream"),
         "one token of the mLSTM, M1-M3; arguments as in mlstm::StepParams, tensors as addresses");
   mlstm::bind_sequence(m);
+  slstm::bind_slstm(m);
 #ifdef XLSTM_SELFTEST
   selftest::bind(m);
 #endif

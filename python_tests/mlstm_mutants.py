@@ -93,9 +93,9 @@ class Copy:
         for module in self.build.rglob("*.so"):
             shutil.copy(module, self.root / "xlstm_cuda")
 
-    def tests_fail(self) -> bool:
+    def tests_fail(self, tests: list[str]) -> bool:
         environment = {**os.environ, "PYTHONPATH": str(self.root)}
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         if done.returncode in (2, 3, 4, 5):
             raise SystemExit(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -108,7 +108,7 @@ def main() -> int:
     only, missed = parser.parse_args().only, []
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
-        if copy.tests_fail():
+        if copy.tests_fail(TESTS):
             print("the tests fail without any bug")
             return 1
         for name, (file, old, new) in MUTANTS.items():
@@ -120,7 +120,7 @@ def main() -> int:
             path.write_text(source.replace(old, new))
             if not file.endswith(".py"):
                 copy.compile("_simt")
-            caught = copy.tests_fail()
+            caught = copy.tests_fail(TESTS)
             path.write_text(source)
             print(f"{name:40} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
             missed += [] if caught else [name]

@@ -19,7 +19,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KERNEL_TESTS = ["test_mlstm_step_kernel.py", "test_simt_primitives.py", "test_simt_tile.py"]
+KERNEL_TESTS = [
+    "test_mlstm_step_kernel.py",
+    "test_simt_primitives.py",
+    "test_simt_tile.py",
+    "test_slstm_kernels.py",
+    "test_slstm_step_kernel.py",
+]
 CHUNKWISE = [  # of the chunkwise mLSTM, what reads and writes at every border: ragged tails, padded heads, segments, cu_seqlens
     "python_tests/test_mlstm_kernels.py",
     "python_tests/test_mlstm.py",
@@ -43,7 +49,7 @@ def sanitizer_environment() -> dict[str, str]:
 def modes() -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     """By name: the compiled module it needs, the commands, the environment."""
     races, bare = {"XLSTM_SIMT_RACES": "1"}, [sys.executable, "-m", "pytest", "-q"]
-    without_own_modes = ["-k", "simt and not race and not profile and not moved_once"]
+    without_own_modes = ["-k", "simt and not race and not profile and not moved_once and not reads_R_once"]
     return {
         "races": ("_simt_trace", [pytest(), pytest(), [*bare, "-m", "deep", *CHUNKWISE[:1], "-k", "data_race"]], races),
         "asan": ("_simt_asan", [pytest(*without_own_modes), [*bare, *CHUNKWISE]], sanitizer_environment()),

@@ -40,6 +40,20 @@ class Case:
         dstate = tuple(d.to(wide) for d in self.dstate)
         return Case(self.x.to(dtype), self.R.to(dtype), b, state, self.dh.to(dtype), dstate, self.options)
 
+    def on(self, device: str) -> Case:
+        if device == "cpu":
+            return self
+        move = lambda t: t.to(device) if isinstance(t, Tensor) else t  # noqa: E731
+        state = None if self.state is None else tuple(map(move, self.state))
+        options = {name: move(value) for name, value in self.options.items()}
+        dstate = self.dstate[0].to(device), self.dstate[1].to(device), self.dstate[2].to(device)
+        return Case(move(self.x), move(self.R), move(self.b), state, move(self.dh), dstate, options)
+
+
+def rounded(case: Case, dtype: torch.dtype) -> Case:
+    """The values that a call in `dtype` sees, in float64: what the truth is computed from."""
+    return case.to(dtype).to(torch.float64)
+
 
 def make_case(B: int, S: int, NH: int, DH: int, *, rows: int | None = None, state: bool = True, seed: int = 0, **options) -> Case:
     """Random operands in float64 whose values float32 and, but for states, bfloat16 hold exactly."""
@@ -64,9 +78,13 @@ def make_case(B: int, S: int, NH: int, DH: int, *, rows: int | None = None, stat
     ).to(torch.bfloat16).to(torch.float64)  # fmt: skip
 
 
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "cuda" else "cpu"
+
+
 def run(case: Case, backend: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Results and gradients of one call, by name."""
-    case = case.to(dtype)
+    """Results and gradients of one call, by name, on the CPU."""
+    case = case.to(dtype).on(device_of(backend))
     leaves = {"dx": case.x, "dR": case.R}
     if case.b is not None:
         leaves["db"] = case.b
@@ -80,7 +98,7 @@ def run(case: Case, backend: str, dtype: torch.dtype = torch.float64) -> dict[st
     outputs, incoming = (h, last.h, last.c, last.n), (case.dh, *case.dstate)
     gradients = torch.autograd.grad(outputs, list(leaves.values()), incoming)
     results = dict(zip(NAMES, (h, *last))) | dict(zip(leaves, gradients))
-    return {name: value.detach() for name, value in results.items()}
+    return {name: value.detach().cpu() for name, value in results.items()}
 
 
 def error(got: Tensor, truth: Tensor) -> float:
@@ -95,8 +113,9 @@ def error(got: Tensor, truth: Tensor) -> float:
 def assert_close(got: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.dtype, widest_gate: float = 0.0) -> None:
     """Every result within the tolerance of its dtype; float32 cannot tell gates of 1e4 apart to better than 1e-3."""
     assert got.keys() == truth.keys()
-    rounding = 2.0**-52 if dtype == torch.float64 else 2.0**-24
+    rounding = 2.0**-52 if dtype == torch.float64 else 2.0**-24  # m is at least float32, whatever x is
     for name, value in got.items():
         tolerance = (SLSTM_H if name.startswith(("h", "c", "n", "m")) else SLSTM_GRAD)[dtype]
         assert torch.isfinite(value).all(), f"{name} is not finite"
-        assert error(value, truth[name]) <= max(tolerance, rounding * (16 + 2 * widest_gate)), name
+        wrong, allowed = error(value, truth[name]), max(tolerance, rounding * (16 + 2 * widest_gate))
+        assert wrong <= allowed, f"{name}: {wrong:.2e} > {allowed:.2e}"

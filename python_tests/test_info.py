@@ -30,7 +30,7 @@ def test_info_shows_every_backend_with_its_reason(capsys):
 def test_info_json_has_the_sections(capsys):
     assert main(["info", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report) == ["versions", "devices", "backends", "build", "threads"]
+    assert list(report) == ["versions", "devices", "backends", "build", "sLSTM kernels", "threads"]
     assert list(report["backends"]) == ["cuda", "cpu", "simt", "reference"]
     assert report["backends"]["cpu"]["usable"] is True
     assert report["build"]["CUDA kernels"] is bool(native._C.cuda_architectures)

@@ -77,7 +77,7 @@ def test_random_schedule_errors_name_the_seed():
         ("block_of_2048_threads", "2048 threads; the limit is 1024"),
         ("shared_300_kib", "the limit of sm_90 is 232448"),
         ("cooperative_4000_blocks", "a cooperative grid of 8000 blocks; sm_90 holds 264 of them at once"),
-        ("cluster_of_16", "the portable limit is 8"),
+        ("cluster_of_32", "the limit is 16"),
         ("peer_has_exited", "has already exited"),
     ],
 )

@@ -398,7 +398,7 @@ def test_opcheck(name):
         return
     h, *last, gates, cells = torch.ops.xlstm_cuda.slstm_forward(*arguments.values())
     a = arguments
-    saved = (a["R"], a["h0"], a["c0"], a["n0"], a["reset"], a["cu_seqlens"], gates, cells, a["forget_gate"], "cpu")
+    saved = (a["R"], a["h0"], a["c0"], a["n0"], a["reset"], a["cu_seqlens"], gates, cells, None, a["forget_gate"], "cpu")
     incoming = (torch.randn_like(h), None, *(torch.randn_like(s) for s in last[1:3]))
     torch.library.opcheck(torch.ops.xlstm_cuda.slstm_backward.default, (*incoming, *saved))
 

@@ -12,8 +12,8 @@ ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0
 MLSTM_H = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6, torch.float64: 1e-12}
 MLSTM_GRAD = {torch.bfloat16: 8e-3, torch.float16: 2e-3, torch.float32: 1e-5, torch.float64: 1e-11}
 MLSTM_DF = {torch.bfloat16: 1.5e-2, torch.float16: 5e-3, torch.float32: 2e-5, torch.float64: 1e-11}
-SLSTM_H = {torch.bfloat16: 4e-3, torch.float32: 1e-5, torch.float64: 1e-12}
-SLSTM_GRAD = {torch.bfloat16: 1.5e-2, torch.float32: 3e-5, torch.float64: 1e-11}
+SLSTM_H = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 1e-5, torch.float64: 1e-12}
+SLSTM_GRAD = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 3e-5, torch.float64: 1e-11}
 
 
 def rms_ratio(got: Tensor, true: Tensor, scale: Tensor | None = None) -> float:

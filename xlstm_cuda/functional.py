@@ -155,6 +155,7 @@ def slstm(
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     forget_gate: str = "sigmoid",
+    checkpoint_every: int | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, SLSTMState]:
     """The scalar LSTM with memory mixing over a sequence (arXiv 2405.04517, equations 8-18; S1-S3 in csrc/slstm/README.md).
@@ -168,6 +169,9 @@ def slstm(
         reset: bool (B, S); True starts that sample afresh before that step.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
         forget_gate: "sigmoid" or "exp".
+        checkpoint_every: for training with less memory, keep x and one state for every so many steps instead of four gates and
+            two states for every step, and compute forward a second time in backward (docs/kernels-slstm.md has the bytes).
+            Without cu_seqlens; backend "reference" takes it without effect.
         backend: None (by device), "cuda", "cpu", "simt" or "reference".
 
     Returns:
@@ -184,6 +188,11 @@ def slstm(
         checks.shape("reset", reset, (B, S), "(B, S)")
         checks.device("reset", reset, x.device)
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, x.device)
+    if checkpoint_every is not None:
+        if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected None or a number of steps of at least 1")
+        if cu_seqlens is not None:
+            raise ValueError(f"checkpoint_every: got {checkpoint_every} with cu_seqlens, expected None (rows would run in turn)")
     initial = None if state is None else _slstm_state(state, N, NH, DH, x)
     backend = resolve(backend, x.device)
 
@@ -202,7 +211,7 @@ def slstm(
             h, last = _each_sequence(run_slstm, inputs, start, cu_seqlens)
         h = h.to(x.dtype)
     else:
-        h, last = slstm_ops.slstm(x, R, b, initial, reset, cu_seqlens, forget_gate, backend)
+        h, last = slstm_ops.slstm(x, R, b, initial, reset, cu_seqlens, forget_gate, checkpoint_every, backend)
     return (h, SLSTMState(last[0], last[1], last[2], last[3].detach())) if return_state else h
 
 

@@ -46,7 +46,9 @@ inline int shared_memory_limit() {
 template <class... P, class... A>
 void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), A&&... args) {
   constexpr size_t kDefaultSharedBytes = 48 * 1024;
-  const bool clustered = config.cluster.x * config.cluster.y * config.cluster.z > 1;
+  constexpr unsigned kPortableCluster = 8;  // what every GPU with clusters holds; more must be asked for
+  const unsigned cluster_blocks = config.cluster.x * config.cluster.y * config.cluster.z;
+  const bool clustered = cluster_blocks > 1;
   cudaLaunchAttribute attributes[2]{};
   unsigned count = 0;
   if (clustered) {
@@ -70,6 +72,8 @@ void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), 
   if (config.shared_bytes > kDefaultSharedBytes)
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  int(config.shared_bytes));
+  if (error == cudaSuccess && cluster_blocks > kPortableCluster)
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&launch_config, kernel, static_cast<P>(args)...);
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // the error is reported here and must not come back from the next call
@@ -77,10 +81,23 @@ void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), 
                            cudaGetErrorString(error) + " (" + describe(config) + ")");
 }
 
+// How many blocks of this shape one processor holds at once.
+template <class... P>
+int resident_blocks(const LaunchConfig& config, void (*kernel)(P...)) {
+  int blocks = 0;
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+  if (error == cudaSuccess)
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, int(config.block.x), config.shared_bytes);
+  if (error != cudaSuccess) (void)cudaGetLastError();  // a block that is too large for any processor
+  return blocks;
+}
+
 #else
 
 using simt::launch;
 using simt::LaunchConfig;
+using simt::resident_blocks;
 using simt::shared_memory_limit;  // of the architecture in the options
 
 #endif

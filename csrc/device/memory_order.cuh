@@ -1,6 +1,8 @@
 // memory_order.cuh - flags in global memory by which one block tells another, in the same launch, that its data is there.
 // A release publishes what this thread has seen or written (after a barrier: the whole block); an acquire receives it.
 #pragma once
+#include <type_traits>
+
 #include "device/kernel.cuh"
 
 namespace xlstm::device {
@@ -48,6 +50,25 @@ XLSTM_DEVICE void store_relaxed(uint32_t* p, uint32_t value XLSTM_SITE) {
 #else
   simt::store_relaxed(p, value, 4, site);
 #endif
+}
+
+// 8 or 16 bytes that another block of this launch stored, from L2: a copy in L1 may be old. Read them after an acquire.
+template <class Word>
+XLSTM_DEVICE Word load_relaxed_vector(const void* p XLSTM_SITE) {
+  static_assert(std::is_same<Word, uint4>::value || std::is_same<Word, float2>::value, "16 or 8 bytes");
+  Word word;
+#ifdef __CUDACC__
+  if constexpr (std::is_same<Word, uint4>::value)
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+                 : "l"(p)
+                 : "memory");
+  else
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];" : "=f"(word.x), "=f"(word.y) : "l"(p) : "memory");
+#else
+  simt::vector_load(&word, p, sizeof(Word), site);
+#endif
+  return word;
 }
 
 }  // namespace xlstm::device

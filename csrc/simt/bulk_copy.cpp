@@ -56,10 +56,11 @@ void issue_load(AsyncOperation o) {
 }
 
 void check_shared(const AsyncOperation& o, const char* instruction, uintptr_t alignment) {
-  const std::string here = std::string(instruction) + " at " + to_string(o.site);
-  if (!in_shared(o.block, o.shared, o.bytes)) fail(here + ": the shared memory range is out of bounds");
+  // Words are made on failure only: the linker may choose std::string's code from a traced kernel file, accesses and all.
+  const auto refuse = [&](const std::string& why) { fail(std::string(instruction) + " at " + to_string(o.site) + why); };
+  if (!in_shared(o.block, o.shared, o.bytes)) refuse(": the shared memory range is out of bounds");
   if (reinterpret_cast<uintptr_t>(o.shared) % alignment)
-    fail(here + ": the shared memory address is not a multiple of " + std::to_string(alignment));
+    refuse(": the shared memory address is not a multiple of " + std::to_string(alignment));
 }
 
 AsyncOperation tensor_operation(AsyncKind kind, const TensorMap* map, const void* shared, int column, int row, const Site& site) {

@@ -23,6 +23,12 @@ void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), 
   run(config, name, invoke, &closure, sizeof closure);
 }
 
+int resident_blocks_of(const LaunchConfig& config);
+template <class... P>
+int resident_blocks(const LaunchConfig& config, void (*)(P...)) {
+  return resident_blocks_of(config);
+}
+
 // shared memory
 template <class Key>
 inline char static_shared_key = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "simt/kernel_api.h"
 #include "simt/state.h"
 
 namespace xlstm::simt {
@@ -15,6 +16,14 @@ constexpr Architecture kArchitectures[] = {
     {90, 227 << 10, 228 << 10, 2048, 32, 132},
 };
 constexpr size_t kSystemSharedPerBlock = 1024;
+
+uint64_t blocks_per_multiprocessor(const LaunchConfig& config,
+                                   const Architecture& on) {  // as far as shared memory and threads go
+  const uint64_t threads = uint64_t(config.block.x) * config.block.y * config.block.z;
+  if (config.shared_bytes > on.shared_per_block) return 0;
+  return std::min({on.shared_per_multiprocessor / (config.shared_bytes + kSystemSharedPerBlock),
+                   uint64_t(on.threads_per_multiprocessor) / threads, uint64_t(on.blocks_per_multiprocessor)});
+}
 }  // namespace
 
 const Architecture& architecture(int number) {
@@ -40,19 +49,21 @@ void check_launch(const LaunchConfig& config, const char* kernel, const Architec
            std::to_string(on.shared_per_block));
   if (cluster_blocks != 1) {
     if (on.number < 90) refuse("a cluster launch; " + name + " has no clusters");
-    if (cluster_blocks == 0 || cluster_blocks > 8)
-      refuse("a cluster of " + std::to_string(cluster_blocks) + " blocks; the portable limit is 8");
+    if (cluster_blocks == 0 || cluster_blocks > 16)  // 8 on every GPU; launch.cuh asks for more where that is needed
+      refuse("a cluster of " + std::to_string(cluster_blocks) + " blocks; the limit is 16");
     if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) refuse("the grid is not a multiple of the cluster");
   }
   if (config.cooperative) {
     if (cluster_blocks != 1) refuse("cooperative and cluster launches do not combine");
-    const uint64_t by_shared = on.shared_per_multiprocessor / (config.shared_bytes + kSystemSharedPerBlock);
-    const uint64_t by_threads = on.threads_per_multiprocessor / threads;
-    const uint64_t resident = std::min({by_shared, by_threads, uint64_t(on.blocks_per_multiprocessor)}) * on.multiprocessors;
+    const uint64_t resident = blocks_per_multiprocessor(config, on) * on.multiprocessors;
     if (blocks > resident)
       refuse("a cooperative grid of " + std::to_string(blocks) + " blocks; " + name + " holds " + std::to_string(resident) +
              " of them at once");
   }
+}
+
+int resident_blocks_of(const LaunchConfig& config) {
+  return int(blocks_per_multiprocessor(config, architecture(options().architecture)));
 }
 
 void require_architecture(int number, const char* instruction, const Site& site) {

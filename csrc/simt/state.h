@@ -1,6 +1,7 @@
 // state.h - what the executor knows while a launch runs: fibers in warps in blocks, and the one machine that schedules them.
 // A "domain" is the set of blocks that may wait for each other: one block, one cluster, or a whole cooperative grid.
 #pragma once
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -165,7 +166,7 @@ struct Machine {
   std::vector<Warp> warps;
   unsigned fibers = 0, exited = 0;
   Barrier cluster_barrier;
-  std::vector<AsyncOperation> in_flight;
+  std::deque<AsyncOperation> in_flight;
   std::vector<MbarrierWaiter> mbarrier_waiters;
   std::map<uint64_t*, MbarrierClock> mbarrier_clocks;
   bool failed = false;

@@ -1,8 +1,6 @@
 // kernels.h - the CUDA kernels of the recurrence over a sequence: the operands of one launch, the entry points, and the table
 // that says which kernel serves which case.
 #pragma once
-#include <string>
-
 #include "element_type.h"
 #include "slstm/params.h"
 
@@ -14,7 +12,8 @@ enum class KernelKind { Resident, Cluster, Grid };
 
 // "Element" is float32, bfloat16 or float16; "tails" are float16 where Element has 16 bits, else float32. DH is a multiple of 8
 // (the caller pads, with zeros); P = DH. All strides in elements; x and dh have unit last stride and every row begins at a
-// multiple of 16 bytes.
+// multiple of 16 bytes. A kind's backward reads what the same kind's forward saved. The sign of a saved sf is free (sf >= 0):
+// the resident kernels set it at a reset.
 struct KernelForward {
   Shape shape;
   ElementType element;
@@ -27,6 +26,7 @@ struct KernelForward {
   float *h_last, *c_last, *n_last, *m_last;  // (B, NH, DH)
   void* saved_tails;                         // (B, S, NH, DH, 4): d, sf, u, w of cell.cuh; null when nothing is saved
   float* saved_cells;                        // (B, S, NH, DH, 2): c, n after the step; null when nothing is saved
+  void* workspace;                           // grid kernel: grid_workspace_bytes, of any content
 };
 
 struct KernelBackward {
@@ -40,8 +40,9 @@ struct KernelBackward {
   int64_t dh_stride_b, dh_stride_s, dh_stride_n;
   const float *dh_last, *dc_last, *dn_last;  // (B, NH, DH), each null for zero
   void* dx;                                  // (B, S, 4, NH, DH) of Element
-  float* db_rows;                            // (B, 4, NH, DH): dx before rounding, summed over each row's steps
-  float *dh0, *dc0, *dn0, *dm0;              // (B, NH, DH)
+  float* db_rows;                // (B, 4, NH, DH): dx before rounding, summed over each row's steps; null: the caller sums dx
+  float *dh0, *dc0, *dn0, *dm0;  // (B, NH, DH)
+  void* workspace;               // grid kernel: grid_workspace_bytes, of any content
 };
 
 // What a kernel may use: a device's limits, asked from CUDA, or those of a card the executor plays.
@@ -53,11 +54,15 @@ struct DeviceLimits {
 
 // Each enqueues one pass on the stream (the grid kernel: as many launches as its heads need). std::invalid_argument for a shape
 // that the kernel does not hold, std::runtime_error for CUDA errors and for blocks that cannot all be resident.
+// step: S = 1 in a decoding loop, without resets, cu_seqlens and saved tensors, R read from memory once; DH up to 1024.
+void step(const KernelForward&, void* stream);
 void resident_forward(const KernelForward&, void* stream);
 void resident_backward(const KernelBackward&, void* stream);
 void cluster_forward(const KernelForward&, const DeviceLimits&, void* stream);
 void cluster_backward(const KernelBackward&, const DeviceLimits&, void* stream);
 void grid_forward(const KernelForward&, const DeviceLimits&, void* stream);
 void grid_backward(const KernelBackward&, const DeviceLimits&, void* stream);
+int64_t grid_workspace_bytes(const KernelForward&, const DeviceLimits&);
+int64_t grid_workspace_bytes(const KernelBackward&, const DeviceLimits&);
 
 }  // namespace xlstm::slstm

@@ -30,6 +30,7 @@ def collect() -> dict[str, Any]:
         "devices": _devices,
         "backends": _backends,
         "build": _build,
+        "sLSTM kernels": _slstm_kernels,
         "threads": _threads,
     }
     report = {}
@@ -115,6 +116,18 @@ def _build() -> dict[str, Any]:
         "simt executor": importlib.util.find_spec("xlstm_cuda._simt") is not None,
         "CPU instruction set": native.cpu_isa(),
         "PyTorch's CPU instruction set": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _slstm_kernels() -> dict[str, Any]:
+    """The table that csrc/slstm/choice.cpp chooses by: the first line that fits serves a head dim."""
+    try:
+        module = native._C if hasattr(native._C, "slstm_kernel_table") else native.simt()
+    except ImportError:
+        return {"in this build": False}
+    return {
+        f"{dtypes}, head dim to {DH}, sm_{architecture}+ with {shared // 1024} KiB": kernel
+        for kernel, dtypes, DH, architecture, shared in module.slstm_kernel_table()
     }
 
 

@@ -280,7 +280,7 @@ const Register planted_bugs{
     {"shared_200_kib", big_dynamic, 1, 32, 1, 200 << 10, false},
     {"shared_300_kib", big_dynamic, 1, 32, 1, 300 << 10, false},
     {"cooperative_4000_blocks", big_dynamic, 8000, 1024, 1, 0, true},
-    {"cluster_of_16", big_dynamic, 16, 32, 16, 0, false},
+    {"cluster_of_32", big_dynamic, 32, 32, 32, 0, false},
     {"peer_has_exited", peer_has_exited, 2, 32, 2, 0, false},
     {"copy_without_wait", copy_without_wait, 1, 128, 1, 2048, false},
     {"copy_without_commit", copy_without_commit, 1, 128, 1, 2048, false},

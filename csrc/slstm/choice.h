@@ -1,0 +1,28 @@
+// choice.h - which kernel serves a head dim: one table, asked before every launch and printed by `python -m xlstm_cuda info`.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "slstm/kernels.h"
+
+namespace xlstm::slstm {
+
+// One line: the kernel of every head dim up to `max_DH` that no line above it serves.
+struct Choice {
+  KernelKind kind;
+  int max_DH;
+  bool float32;          // or the 16-bit types
+  int architecture;      // sm_ number, at least
+  int shared_per_block;  // bytes of shared memory, at least
+};
+const std::vector<Choice>& choices();
+
+// std::invalid_argument for a head dim that no kernel holds here.
+KernelKind choose(int64_t DH, ElementType element, const DeviceLimits& limits);
+
+const char* kind_name(KernelKind kind);
+KernelKind kind_of(const std::string& name);  // std::invalid_argument, with the names
+
+DeviceLimits current_device();  // of the device that launches go to
+
+}  // namespace xlstm::slstm

@@ -1,0 +1,115 @@
+// grid_exchange.cuh - how the blocks of one group hand h and dh to each other through L2, in one cooperative launch.
+//
+// Groups never wait for each other, and there is no grid-wide barrier: one counter per block, which only grows (zeroed before the
+// launch), and red.release / ld.acquire on it. All blocks of a launch are resident (grid_plan.cuh), so a waiting block is waited
+// for by nobody who could not run.
+//
+// Forward. h goes through the output itself, every element is written once: there is nothing to overwrite early.
+//   owner     st h (cell warp)  ->  __syncwarp  ->  red.release.gpu counter[owner] += 1     (lane 0, once per cell warp and step)
+//   receiver  ld.acquire.gpu counter[owner] >= e * cell warps  ->  __syncwarp  ->  ld h
+//   The additions form one release sequence, so an acquire that reads the last of them synchronises with every cell warp's
+//   release; __syncwarp carries the order from and to the other lanes. h is read with ld.relaxed.gpu: from L2, never L1.
+//   Partial sums (shared memory, one buffer) are written again after the warp has also waited for its own block's counter, that
+//   is after every cell warp of the block has read them: reads -> __syncwarp -> red.release -> ld.acquire -> __syncwarp ->
+//   writes.
+//
+// Backward. The parts of dh go through a workspace with two buffers. counter[owner] counts the pieces of 16 units that arrived.
+//   sender    st part (product warp)  ->  __syncwarp  ->  red.release.gpu counter[owner] += 1            (one per piece)
+//   owner     ld.acquire.gpu counter[self] >= e * blocks * pieces  ->  __syncwarp  ->  ld parts
+//   A buffer is written again two exchanges later: the owner's cell warps read exchange e - 2  ->  owner's __syncthreads  ->
+//   owner's product warps red.release their pieces of e - 1, to every block  ->  the sender's cell warps acquire e - 1  ->  the
+//   sender's __syncthreads  ->  its product warps write e. So no further signal is needed.
+#pragma once
+#include "device/memory_order.cuh"
+#include "device/vector.cuh"
+#include "slstm/kernels.h"
+#include "slstm/split_geometry.cuh"
+
+namespace xlstm::slstm {
+
+constexpr int kCounterPitch = 8;  // 32 bytes: the counters of two blocks share no sector
+
+XLSTM_DEVICE bool reached(const uint32_t* counter, uint32_t target XLSTM_SITE) {
+  return int32_t(device::load_acquire(counter XLSTM_FORWARD_SITE) - target) >= 0;
+}
+
+template <class Product>
+struct GridForwardExchange {
+  using Element = typename Product::Element;
+  static constexpr int UNITS = Product::UNITS, CELL_WARPS = kSplitRows * UNITS / 32;
+  static constexpr int OWNERS = Product::STEP > UNITS ? Product::STEP / UNITS : 1;  // of the inputs of one step
+  static_assert(Product::STEP % UNITS == 0 || UNITS % Product::STEP == 0, "a step's inputs belong to whole blocks");
+  static_assert(Product::STEPS * OWNERS < 32, "one lane per owner, and one for the block itself");
+
+  const KernelForward& p;
+  const SplitPlace& place;
+  uint32_t* counters;  // of the group, [rank * kCounterPitch]
+
+  XLSTM_DEVICE void receive(uint4 (&operand)[Product::STEPS], int e, const Product& product, int length, int64_t row_at) const {
+    const int lane = product.lane, DH = int(p.shape.DH);
+    const int first = product.step_index(lane / OWNERS) * Product::STEP;
+    int owner = place.rank;
+    if (lane < Product::STEPS * OWNERS) owner = first < DH ? (first + lane % OWNERS * UNITS) / UNITS : place.blocks;
+    if (lane <= Product::STEPS * OWNERS && owner < place.blocks)
+      while (!reached(counters + owner * kCounterPitch, uint32_t(e) * CELL_WARPS)) {
+      }
+    __syncwarp();
+    const auto* h = static_cast<const Element*>(p.h) + row_at + (e - 1) * p.shape.NH * p.shape.DH;
+#pragma unroll
+    for (int i = 0; i < Product::STEPS; ++i) {
+      operand[i] = uint4{0, 0, 0, 0};  // of a row that has ended, or does not exist
+      if (e <= length && product.input(i) < DH) operand[i] = device::load_relaxed_vector<uint4>(h + product.input(i));
+    }
+  }
+  XLSTM_DEVICE void after_barrier(int, bool) const {}
+  XLSTM_DEVICE void publish(int, Element, int, int, int) const {
+    __syncwarp();
+    if (device::lane_id() == 0) device::add_release(counters + place.rank * kCounterPitch, 1);
+  }
+};
+
+template <class Product>
+struct GridBackwardExchange {
+  static constexpr int UNITS = Product::UNITS, PIECES = UNITS / 16;
+  static constexpr int kPartFloats = UNITS * kSplitRows;  // what one block sends another in one step
+
+  const SplitPlace& place;
+  uint32_t* counters;  // of the group
+  float* parts;        // of the group, [2][owner][sender][PIECES][row pair][16 units][2 rows]
+  uint32_t pieces;     // that this block waits for in one step, of all senders
+
+  XLSTM_DEVICE GridBackwardExchange(const SplitPlace& at, uint32_t* counters_, float* parts_, int DH)
+      : place(at), counters(counters_), parts(parts_) {
+    pieces = uint32_t(place.blocks * min(PIECES, ceil_divide(DH - place.rank * UNITS, 16)));
+  }
+  XLSTM_DEVICE float* part(int e, int owner, int sender) const {
+    return parts + ((int64_t(e % 2) * place.blocks + owner) * place.blocks + sender) * kPartFloats;
+  }
+  XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
+    if (device::lane_id() == 0)
+      while (!reached(counters + place.rank * kCounterPitch, uint32_t(e) * pieces)) {
+      }
+    __syncwarp();
+    const float* from = part(e, place.rank, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
+    float2 sum{0.0f, 0.0f};
+#pragma unroll 8
+    for (int sender = 0; sender < place.blocks; ++sender) {
+      const float2 one = device::load_relaxed_vector<float2>(from + sender * kPartFloats);
+      sum.x += one.x, sum.y += one.y;
+    }
+    return sum;
+  }
+  XLSTM_DEVICE void after_barrier(int) const {}
+  template <class Vector>
+  XLSTM_DEVICE void send(int e, int piece, int at, const Vector& values) const {
+    device::store_word<Vector>(part(e, piece / PIECES, place.rank) + piece % PIECES * 128 + at * int(sizeof(Vector) / 4), values);
+  }
+  XLSTM_DEVICE void sent(int, const Product& product, int DH) const {
+    __syncwarp();
+    const int lane = int(device::lane_id());
+    if (lane < Product::SENT && 16 * product.target(lane) < DH)
+      device::add_release(counters + product.target(lane) / PIECES * kCounterPitch, 1);
+  }
+};
+
+}  // namespace xlstm::slstm

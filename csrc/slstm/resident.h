@@ -1,0 +1,14 @@
+// resident.h - the resident kernels by element type, one translation unit each; resident.cu chooses.
+#pragma once
+#include "slstm/kernels.h"
+
+namespace xlstm::slstm {
+
+void resident_forward_bfloat16(const KernelForward&, void* stream);
+void resident_forward_float16(const KernelForward&, void* stream);
+void resident_forward_float32(const KernelForward&, void* stream);
+void resident_backward_bfloat16(const KernelBackward&, void* stream);
+void resident_backward_float16(const KernelBackward&, void* stream);
+void resident_backward_float32(const KernelBackward&, void* stream);
+
+}  // namespace xlstm::slstm

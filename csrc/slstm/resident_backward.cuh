@@ -1,0 +1,224 @@
+// resident_backward.cuh - S4 for one head and eight rows per block: all steps in one launch, R on chip, one barrier per step.
+//
+//   dy = dh_t + dh_rec;  dc, dn, dg      cell.cuh, float32 registers of the thread that holds the unit and the row
+//   dh_rec = R^T dg                      resident_product.cuh; dg as Element in shared memory, double buffered
+//   dm0 = c0 dc0 + n0 dn0                S5
+//
+// Iteration i is step length - 1 - i of every row, whatever its length: all rows begin with the gradients of their final states.
+// A row that is through goes on with zeros (zero-filled copies), and its dh0, dc0, dn0, dm0 are written when its first step is
+// done. Order: the barrier of iteration i publishes dg (buffer i % 2) and lies after every read of dg of iteration i - 2.  Tails,
+// c and n
+//   before the step and dh are requested STAGES iterations ahead with cp.async into slots that only this thread reads: no
+//   barrier.
+// dg enters the product zeroed at a reset (h_{t-1} did not enter forward's), dx gets it as it is.  d is -inf there, so f' = 0 and
+//   nothing flows into c, n before the reset.
+// Shared memory: dg, the slots, for float32 R too.
+// Precision: everything float32; dg is rounded to Element where it enters R^T and dx.  dR and db are sums of dx over all steps,
+// left
+//   to one matrix product after the launch.
+#pragma once
+#include "device/async_copy.cuh"
+#include "device/launch.cuh"
+#include "slstm/cell.cuh"
+#include "slstm/resident_product.cuh"
+#include "slstm/sequence_rows.cuh"
+
+namespace xlstm::slstm {
+
+template <class Element_, int DH_, int STAGES_>
+struct BackwardTile {
+  using Element = Element_;
+  static constexpr bool FLOAT32 = sizeof(Element) == 4;
+  using Product = std::conditional_t<FLOAT32, FmaBackwardProduct<DH_>,
+                                     TensorBackwardProduct<std::conditional_t<FLOAT32, __half, Element>, DH_>>;
+  static constexpr int DH = DH_, STAGES = STAGES_, PITCH = Product::PITCH, UNITS = Product::UNITS;
+  static constexpr int WARPS = DH / (8 * UNITS), THREADS = 32 * WARPS;
+  static_assert(UNITS * 4 * sizeof(typename TailWords<Element>::Tail) == 16, "the tails of a thread are one 16-byte copy");
+
+  struct Slots {  // one per thread
+    uint4 tails[2][THREADS];
+    uint32_t cells[2][THREADS][2 * UNITS];
+    uint32_t dh[2][THREADS];
+  };
+  struct Shared {
+    Element dg[2][kTileRows][PITCH];
+    Slots slots[STAGES];
+    typename Product::Shared product;
+  };
+};
+
+template <class T>
+__global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const KernelBackward p) {
+  using Element = typename T::Element;
+  using Word = UnitWord<Element, T::UNITS>;
+  using Tails = TailWords<Element>;
+  constexpr int UNITS = T::UNITS, STAGES = T::STAGES, SF_WORD = T::FLOAT32 ? 1 : 0;
+  auto& smem = *device::dynamic_shared<typename T::Shared>();
+  const int tid = int(threadIdx.x), lane = tid % 32, warp = int(device::warp_id()), NH = int(p.shape.NH), DH = int(p.shape.DH);
+  const int head = int(blockIdx.x) % NH, H = NH * DH;
+  const int64_t first_row = int64_t(blockIdx.x) / NH * kTileRows;
+  const int steps = longest(p.shape, first_row, kTileRows);
+
+  typename T::Product product;
+  product.load(smem.product, p, head, warp, lane);
+
+  // ---- what this thread's cells are: units unit .. unit + UNITS - 1 of rows pair, pair + 1 of the tile
+  const int pair = device::c_coordinate(lane, 0).column, unit = UNITS * (8 * warp + device::c_coordinate(lane, 0).row);
+  const bool real_unit = unit < DH;
+  int length[2];
+  int64_t fetched[2], dh_at[2];  // element of the step that is requested next, in dx / 4 and in dh
+  float dh_rec[2][UNITS], dc[2][UNITS], dn[2][UNITS];
+  float c[2][UNITS], n[2][UNITS];  // after the step at hand
+  const auto of_state = [&](int e) { return ((first_row + pair + e) * NH + head) * DH + unit; };
+  const auto store_first = [&](int e) {
+    const int64_t at = of_state(e);
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) {
+      const float c0 = p.c0 ? p.c0[at + u] : 0.0f, n0 = p.n0 ? p.n0[at + u] : 0.0f;
+      p.dh0[at + u] = dh_rec[e][u], p.dc0[at + u] = dc[e][u], p.dn0[at + u] = dn[e][u];
+      p.dm0[at + u] = c0 * dc[e][u] + n0 * dn[e][u];
+    }
+  };
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int64_t row = first_row + pair + e, at = of_state(e);
+    const SequenceRow steps_of = sequence_row(p.shape, row);
+    const bool real = row < p.shape.B && real_unit;
+    length[e] = real_unit ? steps_of.length : 0;
+    const int64_t last = steps_of.first + steps_of.length - 1;
+    fetched[e] = (steps_of.batch * p.shape.S + last) * H + head * DH + unit;
+    dh_at[e] = steps_of.batch * p.dh_stride_b + last * p.dh_stride_s + head * p.dh_stride_n + unit;
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) {
+      dh_rec[e][u] = p.dh_last && real ? p.dh_last[at + u] : 0.0f;
+      dc[e][u] = p.dc_last && real ? p.dc_last[at + u] : 0.0f;
+      dn[e][u] = p.dn_last && real ? p.dn_last[at + u] : 0.0f;
+      c[e][u] = length[e] > 0 ? p.saved_cells[2 * (fetched[e] + u)] : 0.0f;
+      n[e][u] = length[e] > 0 ? p.saved_cells[2 * (fetched[e] + u) + 1] : 0.0f;
+    }
+    if (real && length[e] == 0) store_first(e);  // no steps: the gradients pass through
+  }
+
+  const auto request = [&](int i) {
+    auto& slots = smem.slots[i % STAGES];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const bool more = i < length[e], before = i + 1 < length[e];
+      device::cp_async<16>(&slots.tails[e][tid], static_cast<const typename Tails::Tail*>(p.saved_tails) + 4 * fetched[e],
+                           more ? 16 : 0);
+      device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
+      device::cp_async<4>(&slots.dh[e][tid], static_cast<const Element*>(p.dh) + dh_at[e], more && p.dh ? 4 : 0);
+      fetched[e] -= H, dh_at[e] -= p.dh_stride_s;
+    }
+    device::cp_async_commit();
+  };
+  const auto put_given = [&](int i) {  // the given c0, n0 into the slot of iteration i, where it is a row's first step
+    if (!p.c0 || (i + 1 != length[0] && i + 1 != length[1])) return;
+    for (int e = 0; e < 2; ++e) {
+      if (i + 1 != length[e]) continue;
+      uint32_t* cells = smem.slots[i % STAGES].cells[e][tid];
+      for (int u = 0; u < UNITS; ++u) {
+        cells[2 * u] = __float_as_uint(p.c0[of_state(e) + u]);
+        cells[2 * u + 1] = __float_as_uint(p.n0[of_state(e) + u]);
+      }
+    }
+  };
+  CellCoefficients<float> coefficients[2][UNITS];
+  uint32_t dh_word[2];
+  bool fresh[2];
+  const auto prepare = [&](int i, int e) {  // the coefficients of iteration i, which need no gradient
+    auto& slots = smem.slots[i % STAGES];
+    uint32_t tails[4], cells[2 * UNITS];
+    load_words(tails, &slots.tails[e][tid]);
+    load_words(cells, &slots.cells[e][tid]);
+    dh_word[e] = device::load_word<uint32_t>(&slots.dh[e][tid]);
+    fresh[e] = int32_t(tails[SF_WORD]) < 0;
+    float c_prev[UNITS], n_prev[UNITS];
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) c_prev[u] = __uint_as_float(cells[2 * u]), n_prev[u] = __uint_as_float(cells[2 * u + 1]);
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) {
+      CellSaved<float> saved;
+      Tails::unpack(tails + u * Tails::WORDS, saved.d, saved.sf, saved.u, saved.w);
+      coefficients[e][u] = cell_coefficients(saved, c[e][u], n[e][u], c_prev[u], n_prev[u]);
+      c[e][u] = c_prev[u], n[e][u] = n_prev[u];
+    }
+  };
+
+#pragma unroll
+  for (int i = 0; i < STAGES; ++i) request(i);
+  device::cp_async_wait<STAGES - 1>();
+  put_given(0), prepare(0, 0), prepare(0, 1);
+
+  for (int i = 0; i < steps; ++i) {
+    Element* const dg_smem = &smem.dg[i % 2][0][0];
+    uint32_t words[2][4];  // dg: of 16 bits {unit 0: if, zo, unit 1: if, zo}, of float32 {i, f, z, o}
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int u = 0; u < UNITS; ++u) {
+        float dg[4];
+        cell_backward(coefficients[e][u], dh_rec[e][u] + Word::unit(dh_word[e], u), dc[e][u], dn[e][u], dg);
+        if constexpr (T::FLOAT32) {
+#pragma unroll
+          for (int gate = 0; gate < 4; ++gate) words[e][gate] = __float_as_uint(dg[gate]);
+        } else {
+          words[e][2 * u] = device::pack<Element>(dg[0], dg[1]), words[e][2 * u + 1] = device::pack<Element>(dg[2], dg[3]);
+        }
+      }
+      const uint32_t zeros[4] = {0, 0, 0, 0};
+      Element* const mine = dg_smem + (pair + e) * T::PITCH + 4 * unit;
+      if (fresh[e])
+        store_words(mine, zeros);
+      else
+        store_words(mine, words[e]);
+    }
+    __syncthreads();  // dg of iteration i is there, everyone has left the product of iteration i - 1
+    product.multiply(dh_rec, smem.product, dg_smem, warp, lane, [&](int work) {
+      if (work == 0) {  // dx
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (i >= length[e]) continue;
+          // `fetched` is STAGES steps on; of dx 4 gates lie where h has one
+          Element* dx =
+              static_cast<Element*>(p.dx) + 4 * (fetched[e] + int64_t(STAGES) * H - head * DH - unit) + head * DH + unit;
+#pragma unroll
+          for (int gate = 0; gate < 4; ++gate) {
+            uint32_t word = words[e][gate];
+            if constexpr (!T::FLOAT32) {
+              const uint32_t first = words[e][gate / 2], second = words[e][2 + gate / 2];
+              word = gate % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
+            }
+            Word::store(dx + gate * H, word);
+          }
+        }
+      }
+      if (work == 1) request(i + STAGES);
+      if (work == 2) device::cp_async_wait<STAGES - 1>(), put_given(i + 1), prepare(i + 1, 0);
+      if (work == 3) prepare(i + 1, 1);
+    });
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if (i + 1 == length[e]) store_first(e);
+  }
+}
+
+template <class T>
+void launch_resident_backward(const char* name, const KernelBackward& p, void* stream) {
+  device::LaunchConfig config;
+  config.grid = dim3(tiles_of_rows(p.shape));
+  config.block = dim3(T::THREADS);
+  config.shared_bytes = sizeof(typename T::Shared);
+  config.stream = stream;
+  device::launch(config, name, resident_backward_kernel<T>, p);
+}
+
+template <class Element>
+void launch_resident_backward16(const char* name, const KernelBackward& p, void* stream) {
+  if (p.shape.DH <= 32) return launch_resident_backward<BackwardTile<Element, 32, 4>>(name, p, stream);
+  if (p.shape.DH <= 64) return launch_resident_backward<BackwardTile<Element, 64, 4>>(name, p, stream);
+  if (p.shape.DH <= 96) return launch_resident_backward<BackwardTile<Element, 96, 4>>(name, p, stream);
+  launch_resident_backward<BackwardTile<Element, 128, 4>>(name, p, stream);
+}
+
+}  // namespace xlstm::slstm

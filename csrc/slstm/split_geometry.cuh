@@ -1,0 +1,39 @@
+// split_geometry.cuh - who computes what when the units of one head are split over blocks (cluster and grid kernels).
+//
+// A group is one head and kSplitRows rows of the batch. Its `blocks` blocks own UNITS units each, all four gates of them: the
+// rows R[gate][unit][.] stay on chip for the whole launch, the c, n, m of these units in the registers of one thread per cell.
+#pragma once
+#include "device/kernel.cuh"
+#include "device/vector.cuh"
+#include "slstm/kernels.h"
+#include "slstm/sequence_rows.cuh"
+
+namespace xlstm::slstm {
+
+constexpr int kSplitRows = 8;  // the N of an mma
+
+struct SplitPlace {
+  int head, rank, blocks;
+  int64_t first_row;
+};
+
+XLSTM_HOST_DEVICE constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+XLSTM_HOST_DEVICE int64_t split_groups(const Shape& shape) { return shape.NH * ((shape.B + kSplitRows - 1) / kSplitRows); }
+
+XLSTM_DEVICE SplitPlace split_place(const Shape& shape, int64_t group, int rank, int blocks) {
+  return {int(group % shape.NH), rank, blocks, group / shape.NH * kSplitRows};
+}
+
+// bias[unit] = {i, f, z, o} of the block's units, there after the next barrier.
+template <int UNITS>
+XLSTM_DEVICE void load_bias(float4* bias, const KernelForward& p, const SplitPlace& place) {
+  const int local = int(threadIdx.x), unit = place.rank * UNITS + local;
+  if (local >= UNITS) return;
+  float values[4] = {};
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate)
+    if (p.b && unit < p.shape.DH) values[gate] = p.b[(gate * p.shape.NH + place.head) * p.shape.DH + unit];
+  device::store_vector(reinterpret_cast<float*>(bias + local), values);
+}
+
+}  // namespace xlstm::slstm
