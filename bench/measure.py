@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .contenders import Case, Contender, Prepared, Unusable
+from .contenders import Case, Prepared, Unusable
 from .environment import environment
 from .gate import Gate, incoming, run_gate
 from .records import Record

@@ -60,6 +60,17 @@ class CausalConv1d(nn.Module):
         padded = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
 
+    def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
+        """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
+        before, x = self.kernel_size - 1, x.unsqueeze(1)
+        window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        inputs, weights = _as(window, wide).unbind(1), _as(self.conv.weight, wide).squeeze(1).unbind(1)
+        y = torch.addcmul(_as(self.conv.bias, wide), inputs[0], weights[0])  # the order of `_DepthwiseConv`, and so its bits
+        for one, weight in zip(inputs[1:], weights[1:]):
+            y.addcmul_(one, weight)
+        return _as(y, x.dtype), (window,)
+
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]
@@ -75,5 +86,10 @@ class CausalConv1d(nn.Module):
         held = state if isinstance(state, Tensor) else state[0]
         if held.dim() != 3 or held.shape[0] != B or held.shape[1] not in (K - 1, K) or held.shape[2] != D:
             raise ValueError(f"conv_state: got shape {tuple(held.shape)}, expected (B, K, D) = {(B, K, D)}")
-        held = pad(held.to(x.dtype), (0, 0, K - held.shape[1], 0))
-        return held[:, K - count :]
+        if held.shape[1] < count:
+            held = pad(held, (0, 0, count - held.shape[1], 0))
+        return _as(held.narrow(1, held.shape[1] - count, count), x.dtype)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)

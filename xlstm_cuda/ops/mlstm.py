@@ -143,6 +143,11 @@ def mlstm_step(
         return mlstm_step_kernel.mlstm_step(
             q, k, v, i, f, state, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
         )
+    if torch.compiler.is_compiling():  # the compiler needs an op; in eager mode its dispatch would cost more than the step
+        h, C, n, m, _ = _forward(
+            *(x.unsqueeze(1) for x in (q, k, v, i, f)), *state, None, scale, igate, normalize, eps, None, backend
+        )
+        return h.squeeze(1), (C, n, m)
     return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 
