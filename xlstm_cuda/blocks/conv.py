@@ -66,7 +66,8 @@ class CausalConv1d(nn.Module):
         window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
         wide = torch.promote_types(x.dtype, torch.float32)
         inputs, weights = _as(window, wide).unbind(1), _as(self.conv.weight, wide).squeeze(1).unbind(1)
-        y = torch.addcmul(_as(self.conv.bias, wide), inputs[0], weights[0])  # the order of `_DepthwiseConv`, and so its bits
+        bias = self.conv.get_parameter("bias")
+        y = torch.addcmul(_as(bias, wide), inputs[0], weights[0])  # the order of `_DepthwiseConv`, and so its bits
         for one, weight in zip(inputs[1:], weights[1:]):
             y.addcmul_(one, weight)
         return _as(y, x.dtype), (window,)
