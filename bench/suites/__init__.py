@@ -7,10 +7,13 @@ from collections.abc import Callable
 import torch
 
 from ..contenders import Case
-from . import block, decode
+from . import block, decode, mlstm, model, slstm
 
 SUITES: dict[str, Callable[[torch.device, bool], list[Case]]] = {
+    "mlstm": mlstm.cases,
+    "slstm": slstm.cases,
     "block": block.cases,
+    "model": model.cases,
     "decode": decode.cases,
 }
 

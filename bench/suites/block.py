@@ -30,7 +30,7 @@ def slstm_block(D: int) -> nn.Module:
 def official_mlstm_block(D: int, S: int) -> nn.Module:
     official = peers.load("xlstm")
     layer = official.mLSTMLayerConfig(embedding_dim=D, num_heads=NH, context_length=S)
-    return official.mLSTMBlock(official.mLSTMBlockConfig(mlstm=layer))
+    return peers.load("xlstm.blocks.mlstm.block").mLSTMBlock(official.mLSTMBlockConfig(layer, _num_blocks=1, _block_idx=0))
 
 
 def official_slstm_block(D: int, device: torch.device) -> nn.Module:
@@ -38,7 +38,8 @@ def official_slstm_block(D: int, device: torch.device) -> nn.Module:
     official = peers.load("xlstm")
     names = {"backend": "cuda"} if device.type == "cuda" else {"backend": "vanilla", "dtype": "float32", "dtype_b": "float32"}
     layer = official.sLSTMLayerConfig(embedding_dim=D, num_heads=NH, enable_automatic_mixed_precision=False, **names)
-    return official.sLSTMBlock(official.sLSTMBlockConfig(slstm=layer))
+    config = official.sLSTMBlockConfig(layer, official.FeedForwardConfig(embedding_dim=D), _num_blocks=1, _block_idx=0)
+    return peers.load("xlstm.blocks.slstm.block").sLSTMBlock(config)
 
 
 def prepared(module: nn.Module, shape: Shape, device: torch.device, dtype: torch.dtype, **options: object) -> Prepared:
@@ -62,8 +63,9 @@ def official(make_ours: Callable[[int], nn.Module], make: Callable[[Shape, torch
 
     def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Prepared:
         torch.manual_seed(0)
-        module, source = make(shape, device), make_ours(shape["D"])
-        module.load_state_dict(source.state_dict())
+        weights = make_ours(shape["D"]).state_dict()
+        module = make(shape, device)
+        module.load_state_dict(weights)
         return prepared(module, shape, device, dtype)
 
     return build
