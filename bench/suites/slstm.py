@@ -71,11 +71,11 @@ def official_cuda(shape: Shape, device: torch.device, dtype: torch.dtype) -> Pre
     config = cell.sLSTMCellConfig(hidden_size=NH * DH, num_heads=NH, backend="cuda", dtype=name, batch_size=shape["B"])
     module = cell.sLSTMCell(config).to(device)
     leaves = operands(shape, device, dtype)
-    x = leaves["x"].detach().flatten(2).requires_grad_()
+    x = leaves["x"]
     with torch.no_grad():
         module._recurrent_kernel_.copy_(leaves["R"].permute(1, 3, 0, 2).reshape(module._recurrent_kernel_.shape))
         module._bias_.copy_(leaves["b"].transpose(0, 1).reshape(module._bias_.shape))
-    return Prepared(lambda: module(x)[0].transpose(1, 2), {"x": x})
+    return Prepared(lambda: module(x.flatten(2))[0].transpose(1, 2), {"x": x})
 
 
 def layer(make: object) -> Build:
