@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"--compare: {error}", file=sys.stderr)
         return 2
     if options.suite == "profile":
-        profile.main()
+        profile.main(options.out)
         return 0
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():

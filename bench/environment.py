@@ -84,4 +84,5 @@ def title(found: dict[str, Any]) -> str:
     """The machine in one line."""
     gpu_ = found.get("gpu")
     where = f"{gpu_['name']}, driver {gpu_.get('driver_version', '?')}" if gpu_ else f"{found['processor']}, {found['isa']}"
-    return f"{where}; {found['threads']} threads of {found['cores']} cores, load {found['load']}; torch {found['torch']}"
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    return f"{where}; {threads} on {found['cores']} cores, load {found['load']}; torch {found['torch']}"

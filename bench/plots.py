@@ -26,7 +26,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         if len({record.shape["S"] for record in mine}) > 1:
             figure = Figure(figsize=(4.2 * len(panels(mine)), 4.2), dpi=130, layout="constrained")
             lines(figure, mine)
-            drawn.append(folder / f"{suite}-{group.replace(' ', '-')}.png")
+            drawn.append(folder / f"{suite}-{group.replace(' + ', '-').replace(' ', '-')}.png")
             figure.savefig(drawn[-1])
     if ratios := [record for record in records if record.metric == "time" and record.ratios]:
         figure = Figure(figsize=(9, 1.2 + 0.24 * len(ratios)), dpi=130, layout="constrained")
@@ -95,4 +95,5 @@ def is_ours(name: str) -> bool:
 
 def machine(record: Record) -> str:
     found = record.environment
-    return (found.get("gpu") or {}).get("name") or f"{found['processor']}, {found['threads']} threads"
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    return (found.get("gpu") or {}).get("name") or f"{found['processor']}, {threads}"

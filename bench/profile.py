@@ -7,12 +7,14 @@ of `functional.mlstm_step` and `functional.slstm_step`.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,15 +25,17 @@ from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.settings import VOCAB_SIZE, Settings
 from xlstm_cuda.cli.training import Training
 
+from .environment import commit
 from .suites.decode import default_model, tokens
 
 MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+FILE = "profile.json"
 STEP = "xlstm_cuda::step"  #: label of a recurrence's decode step
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Milliseconds a call and where they go; ``rest`` by operator, the largest first. Without a profiler the call takes ``ms``."""
+    """Milliseconds a call without the profiler, and where it goes: ``rest`` by operator, the largest first."""
 
     ms: float
     matmuls: float
@@ -122,11 +126,14 @@ def labelled_steps() -> Iterator[None]:
         functional.mlstm_step, functional.slstm_step = before
 
 
-def main() -> None:
+def main(out: Path) -> None:
+    """Prints the shares and keeps them in ``out``."""
     print(f"default model of `python -m xlstm_cuda train`, CPU, {torch.get_num_threads()} threads, float32")
-    print(f"training step  {training()}")
-    print(f"decode step    {decoding()}")
-
-
-if __name__ == "__main__":
-    main()
+    found = {}
+    for name, measured in (("training step", training), ("decode step", decoding)):
+        found[name] = measured()
+        print(f"{name:14} {found[name]}", flush=True)
+    rest = {name: {**asdict(one), "rest": dict(list(one.rest.items())[:12])} for name, one in found.items()}
+    content = {"commit": commit(), "threads": torch.get_num_threads(), "shares": rest}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FILE).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Single calls for tools that watch a process: `python -m bench.gpu.calls small | mlstm | slstm [--backend cuda]`.
 
-small is a grid of tiny shapes through every kernel, for compute-sanitizer; the others are one call of a benchmark's shape, for ncu.
+small is a grid of tiny shapes through every kernel, for compute-sanitizer; the others are one call of a benchmark's shape, for
+ncu.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     return [
         Case(
-            "decode", f"decode B{B}", {"B": B, "S": S}, {"B": B, "S": 8}, contenders, {"exact": ours("reference")}, dtype,
+            "decode", "decode" if B == 1 else "batched decode", {"B": B, "S": S}, {"B": B, "S": 8}, contenders, {"exact": ours("reference")}, dtype,
             backward=False, x_axis="context",
         )
         for B in batches
