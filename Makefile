@@ -15,8 +15,8 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 
-static-report:  ## every kernel through nvcc and the host executor, into bench/results/static; only what changed is done again
-	$(PYTHON) -m bench.static
+static-report:  ## every kernel through nvcc and the host executor, into bench/results/static; only what changed is done again; ARCH=90a
+	$(PYTHON) -m bench.static $(ARCH:%=--arch %)
 
 gpu-check gpu-bench gpu-deep:  ## on a machine with a GPU, at most 9 minutes each, resumable; DRY=1 rehearses without one
 	$(PYTHON) -m bench.gpu $(@:gpu-%=%) $(if $(DRY),--dry-run)

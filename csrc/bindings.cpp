@@ -8,6 +8,7 @@
 
 #include "abi.h"
 #include "build_config.h"
+#include "cpu/conv.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
 #include "cpu/mlstm_step.h"
@@ -134,6 +135,32 @@ void bind_mlstm_cpu(py::module_& m, const std::string& type) {
         py::arg("normalize"), py::arg("threads"));
 }
 
+template <typename Real>
+void conv_forward_cpu(const std::array<int64_t, 4>& shape, Address x, Address w, Address b, Address y, int threads) {
+  xlstm::cpu::ConvForward<Real> p;
+  p.shape = {shape[0], shape[1], shape[2], shape[3]};
+  p.x = at<const Real>(x), p.w = at<const Real>(w), p.b = at<const Real>(b), p.y = at<Real>(y);
+  xlstm::cpu::conv_forward(p, threads);
+}
+
+template <typename Real>
+void conv_backward_cpu(const std::array<int64_t, 4>& shape, Address x, Address w, Address dy, Address dx, Address sums,
+                       int threads) {
+  xlstm::cpu::ConvBackward<Real> p;
+  p.shape = {shape[0], shape[1], shape[2], shape[3]};
+  p.x = at<const Real>(x), p.w = at<const Real>(w), p.dy = at<const Real>(dy), p.dx = at<Real>(dx), p.sums = at<Real>(sums);
+  xlstm::cpu::conv_backward(p, threads);
+}
+
+template <typename Real>
+void bind_conv_cpu(py::module_& m, const std::string& type) {
+  const py::call_guard<py::gil_scoped_release> released;
+  m.def(("conv_forward_cpu_" + type).c_str(), &conv_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"), py::arg("w"),
+        py::arg("b"), py::arg("y"), py::arg("threads"));
+  m.def(("conv_backward_cpu_" + type).c_str(), &conv_backward_cpu<Real>, released, py::arg("shape"), py::arg("x"), py::arg("w"),
+        py::arg("dy"), py::arg("dx"), py::arg("sums"), py::arg("threads"));
+}
+
 void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t count) {
   using namespace xlstm::cpu;
   switch (selected_isa()) {
@@ -168,6 +195,9 @@ void bind_cpu(py::module_& m) {
            py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"), py::arg("exp_forget_gate"));
   bind_slstm_cpu<float>(m, "float32");
   bind_slstm_cpu<double>(m, "float64");
+  m.def("conv_tiles", &xlstm::cpu::conv_tiles, py::arg("steps"), "tiles that conv_backward_cpu keeps sums of");
+  bind_conv_cpu<float>(m, "float32");
+  bind_conv_cpu<double>(m, "float64");
   bind_mlstm_cpu<float>(m, "float32");
   bind_mlstm_cpu<double>(m, "float64");
 }

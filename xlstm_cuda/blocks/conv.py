@@ -9,21 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..ops import conv_cpu
+
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
 
 
 class _DepthwiseConv(torch.autograd.Function):
     """y_t = bias + sum_j weight_j x_{t+j}: x (B, S+K-1, D), weight (K, D), bias (D) -> y (B, S, D), of x's dtype.
 
-    K shifted multiply-adds in place, in float32 or wider. On a CPU they are far faster than torch's depthwise conv1d, which needs
-    time on the last axis; autograd through the same adds would write a zero-filled gradient for every shift.
+    On a CPU one native pass each way, otherwise K shifted multiply-adds in place, both in float32 or wider and far faster than
+    torch's depthwise conv1d, which needs time on the last axis. Autograd through the same adds would write a zero-filled gradient
+    for every shift.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
-        S, x_, w, b = x.shape[1] - K + 1, x.to(wide), weight.to(wide), bias.to(wide)
+        S, x_, w, b = x.shape[1] - K + 1, _as(x, wide), _as(weight, wide), _as(bias, wide)
+        if conv_cpu.usable(x_):
+            return _as(conv_cpu.forward(x_, w, b), x.dtype)
         y = torch.addcmul(b, x_[:, :S], w[0])
         for j in range(1, K):
             y.addcmul_(x_[:, j : j + S], w[j])
@@ -34,6 +39,9 @@ class _DepthwiseConv(torch.autograd.Function):
         (dy,), (x, weight) = gradients, ctx.saved_tensors
         K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
         S, x_, w, dy = x.shape[1] - K + 1, x.to(wide), weight.to(wide), dy.to(wide)
+        if conv_cpu.usable(x_) and not torch.is_grad_enabled():
+            dx, dweight, dbias = conv_cpu.backward(dy, x_, w)
+            return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
         dx = torch.zeros_like(x_)
         for j in range(K):
             dx[:, j : j + S].addcmul_(dy, w[j])
@@ -64,13 +72,7 @@ class CausalConv1d(nn.Module):
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
         before, x = self.kernel_size - 1, x.unsqueeze(1)
         window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        inputs, weights = _as(window, wide).unbind(1), _as(self.conv.weight, wide).squeeze(1).unbind(1)
-        bias = self.conv.get_parameter("bias")
-        y = torch.addcmul(_as(bias, wide), inputs[0], weights[0])  # the order of `_DepthwiseConv`, and so its bits
-        for one, weight in zip(inputs[1:], weights[1:]):
-            y.addcmul_(one, weight)
-        return _as(y, x.dtype), (window,)
+        return _DepthwiseConv.apply(window, self.conv.weight.squeeze(1).t(), self.conv.bias).squeeze(1), (window,)
 
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
