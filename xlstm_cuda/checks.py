@@ -43,6 +43,17 @@ def device(name: str, value: Tensor, expected: torch.device) -> None:
         raise ValueError(f"{name}: got a tensor on {value.device}, expected {expected}, where the other operands are")
 
 
+def operand(
+    name: str, value: Tensor, shape_: Sequence[int], axes: str, dtypes: Sequence[torch.dtype], device_: torch.device
+) -> None:
+    """`dtype`, `shape` and `device` of one tensor; says at once where there is nothing to say, as in a decoding loop."""
+    if value.dtype in dtypes and value.shape == shape_ and value.device == device_:
+        return
+    dtype(name, value, dtypes)
+    shape(name, value, shape_, axes)
+    device(name, value, device_)
+
+
 def choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """ValueError unless the option has one of the allowed values."""
     if value not in allowed:
@@ -64,12 +75,7 @@ def state(
         got = f"{sum(v is not None for v in value)} tensors"
         raise ValueError(f"state: got {got}, expected all of ({', '.join(names)})")
     for name, part, expected, part_axes in zip(names, value, shapes, axes):
-        if isinstance(part, Tensor) and part.dtype == state_dtype and part.shape == expected and part.device == state_device:
-            continue  # nothing to say, which is what a decoding loop wants to hear at once
-        tensor(f"state.{name}", part)
-        dtype(f"state.{name}", part, (state_dtype,))
-        shape(f"state.{name}", part, expected, part_axes)
-        device(f"state.{name}", part, state_device)
+        operand(f"state.{name}", tensor(f"state.{name}", part), expected, part_axes, (state_dtype,), state_device)
     return tuple(value)
 
 

@@ -25,14 +25,7 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
-        S, x_, w, b = x.shape[1] - K + 1, _as(x, wide), _as(weight, wide), _as(bias, wide)
-        if conv_cpu.usable(x_):
-            return _as(conv_cpu.forward(x_, w, b), x.dtype)
-        y = torch.addcmul(b, x_[:, :S], w[0])
-        for j in range(1, K):
-            y.addcmul_(x_[:, j : j + S], w[j])
-        return y.to(x.dtype)
+        return _convolve(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +40,18 @@ class _DepthwiseConv(torch.autograd.Function):
             dx[:, j : j + S].addcmul_(dy, w[j])
         dweight = torch.stack([(dy * x_[:, j : j + S]).sum((0, 1)) for j in range(K)])
         return dx.to(x.dtype), dweight.to(weight.dtype), dy.sum((0, 1)).to(weight.dtype)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+    """The forward of `_DepthwiseConv`."""
+    K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
+    S, x_, w, b = x.shape[1] - K + 1, _as(x, wide), _as(weight, wide), _as(bias, wide)
+    if conv_cpu.usable(x_):
+        return _as(conv_cpu.forward(x_, w, b), x.dtype)
+    y = torch.addcmul(b, x_[:, :S], w[0])
+    for j in range(1, K):
+        y.addcmul_(x_[:, j : j + S], w[j])
+    return _as(y, x.dtype)
 
 
 class CausalConv1d(nn.Module):
@@ -72,7 +77,8 @@ class CausalConv1d(nn.Module):
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
         before, x = self.kernel_size - 1, x.unsqueeze(1)
         window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
-        return _DepthwiseConv.apply(window, self.conv.weight.squeeze(1).t(), self.conv.bias).squeeze(1), (window,)
+        convolve = _DepthwiseConv.apply if torch.is_grad_enabled() else _convolve
+        return convolve(window, self.conv.weight.squeeze(1).t(), self.conv.bias).squeeze(1), (window,)
 
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""

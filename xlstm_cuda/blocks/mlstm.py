@@ -241,7 +241,8 @@ class mLSTMLayer(nn.Module):
         return self._output(h, c, gate).unsqueeze(1), {"mlstm_state": last, "conv_state": inputs}
 
     def _output(self, h: Tensor, c: Tensor, gate: Tensor) -> Tensor:
-        return self.dropout(self.proj_down(torch.addcmul(h, self.learnable_skip, c) * silu(gate)))
+        y = self.proj_down(torch.addcmul(h, self.learnable_skip, c) * silu(gate))
+        return self.dropout(y) if self.dropout.training else y
 
 
 class mLSTMBlock(ResidualBlock):

@@ -309,7 +309,9 @@ class sLSTMLayer(nn.Module):
             c, inputs = self.conv1d.step(x, before["conv_state"])
             c = silu(c)
         h, last = self.slstm_cell.step(self._gates(c, x), before["slstm_state"], backend)
-        return self.group_norm(self.dropout(h)).unsqueeze(1), {"conv_state": inputs, "slstm_state": last}
+        if self.dropout.training:
+            h = self.dropout(h)
+        return self.group_norm(h).unsqueeze(1), {"conv_state": inputs, "slstm_state": last}
 
     def _gates(self, c: Tensor, x: Tensor) -> Tensor:
         """c, x (..., D) -> gates (..., 4, NH, DH) in the order i, f, z, o."""

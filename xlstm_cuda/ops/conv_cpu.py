@@ -24,7 +24,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     y = x.new_empty((B, S, D))
     _FORWARD[x.dtype](
-        shape=(B, S, D, K), x=x.data_ptr(), w=weight.data_ptr(), b=bias.data_ptr(), y=y.data_ptr(), threads=torch.get_num_threads()
+        shape=(B, S, D, K),
+        x=x.data_ptr(),
+        w=weight.data_ptr(),
+        b=bias.data_ptr(),
+        y=y.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     return y
 
