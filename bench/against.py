@@ -54,7 +54,9 @@ def build(other: str) -> Path:
     if not tree.exists():
         run("git", "worktree", "add", "--detach", str(tree), other)
     if not list((tree / "xlstm_cuda").glob("_C*.so")):
-        pybind11 = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True).stdout
+        pybind11 = subprocess.run(
+            [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+        ).stdout
         options = ["-G", "Ninja", "-DXLSTM_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
         run("cmake", "-S", str(tree), "-B", str(objects), f"-Dpybind11_DIR={pybind11.strip()}", *options)
         run("cmake", "--build", str(objects))
@@ -90,7 +92,9 @@ def main() -> None:
     for call in CALLS:
         before, after = (times[name, call] for name in processes)
         ratio = statistics.median(a / b for a, b in zip(before, after))
-        spread = [f"{name} {statistics.median(t):.2f} ms ({min(t):.2f} to {max(t):.2f})" for name, t in zip(processes, (before, after))]
+        spread = [
+            f"{name} {statistics.median(t):.2f} ms ({min(t):.2f} to {max(t):.2f})" for name, t in zip(processes, (before, after))
+        ]
         print(f"{call}: {', '.join(spread)}, {options.runs} runs by turns: {ratio:.2f} times as fast")
     run("git", "worktree", "remove", "--force", str(trees[options.commit]))
 

@@ -110,9 +110,9 @@ def decoding() -> Shares:
 @contextmanager
 def labelled_steps() -> Iterator[None]:
     """The profiler sees a recurrence's decode step under one label."""
-    before = functional.mlstm_step, functional.slstm_step
+    before: tuple[Any, Any] = functional.mlstm_step, functional.slstm_step
 
-    def labelled(step: Callable) -> Callable:
+    def labelled(step: Any) -> Any:
         def run(*arguments: Any, **options: Any) -> Any:
             with record_function(STEP):
                 return step(*arguments, **options)

@@ -19,8 +19,8 @@ INTRODUCTION = """# Performance
 
 Written by `python -m bench.report` from the result files in `bench/results`; do not edit it. `python -m bench --quick` measures
 on your machine. Every contender has first agreed with the float64 reference, outputs and gradients, to the error in the last
-column (without one it computes another function). Times are medians of interleaved runs, with the fastest and the slowest; a ratio is
-the median over rounds of one run, this contender's time over that of the one named. What was tried to get here stands in
+column (without one it computes another function). Times are medians of interleaved runs, with the fastest and the slowest; a
+ratio is the median over rounds of one run, this contender's time over that of the one named. What was tried to get here stands in
 [kernel-notes.md](kernel-notes.md); registers, spills and bytes of every kernel in
 [bench/results/static/kernels.md](../bench/results/static/kernels.md).
 """

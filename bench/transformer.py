@@ -43,6 +43,7 @@ class TransformerLM(nn.Module):
 
     def __init__(self, vocab_size: int, D: int, NH: int, num_blocks: int):
         super().__init__()
+        self.NH = NH
         self.embedding = nn.Embedding(vocab_size, D)
         self.blocks = nn.ModuleList(TransformerBlock(D, NH) for _ in range(num_blocks))
         self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, vocab_size, bias=False)
@@ -55,9 +56,8 @@ class TransformerLM(nn.Module):
 
     def cache(self, B: int, S: int) -> list[Tensor]:
         """Keys and values of S tokens, random, with room for one more, for every block."""
-        D, weight = self.embedding.embedding_dim, self.head.weight
-        NH = self.blocks[0].NH  # type: ignore[union-attr]
-        shape = (2, B, NH, S + 1, D // NH)  # type: ignore[operator]
+        weight = self.head.weight
+        shape = (2, B, self.NH, S + 1, self.embedding.embedding_dim // self.NH)
         return [torch.randn(shape, device=weight.device, dtype=weight.dtype) for _ in self.blocks]
 
     def step(self, idx: Tensor, caches: list[Tensor], length: int) -> Tensor:

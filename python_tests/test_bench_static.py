@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("bench.static.tables", reason="bench/ is only in a checkout")
 
-from bench.static import compiler, sources, tables  # noqa: E402
+from bench.static import compiler, sources, tables
 
 committed = pytest.mark.skipif(not tables.FOLDER.exists(), reason="bench/results is only in a checkout")
 

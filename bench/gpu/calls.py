@@ -28,7 +28,8 @@ def mlstm(B: int, S: int, NH: int, DHQK: int, DHHV: int, dtype: torch.dtype, dev
     loss = h.float().square().sum() + last.C.sum() + last.n.sum()
     finite("mlstm", h, *torch.autograd.grad(loss, (q, k, v, i, f, *state)))
     with torch.no_grad():
-        finite("mlstm_step", functional.mlstm_step(*(x[:, 0] for x in (q, k, v, i, f)), last, backend=backend)[0])
+        q, k, v, i, f = (x[:, 0] for x in (q, k, v, i, f))
+        finite("mlstm_step", functional.mlstm_step(q, k, v, i, f, last, backend=backend)[0])
 
 
 def slstm(B: int, S: int, NH: int, DH: int, dtype: torch.dtype, device: str, backend: str) -> None:

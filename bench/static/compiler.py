@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ def compile_one(nvcc: str, cuobjdump: str | None, file: str, architecture: str, 
     if done.returncode and not problems:
         problems = [f"nvcc: exit status {done.returncode}"]
     counts = instructions(cuobjdump, out) if cuobjdump and not virtual and not done.returncode else {}
-    kernels = [replace(kernel, **counts.get(kernel.name, {})) for kernel in parse(text)]
+    kernels = [asdict(kernel) | counts.get(kernel.name, {}) for kernel in parse(text)]
     out.unlink(missing_ok=True)
     seconds = round(time.perf_counter() - started, 1)
-    return {"key": found, "seconds": seconds, "problems": problems, "kernels": [asdict(kernel) for kernel in kernels]}
+    return {"key": found, "seconds": seconds, "problems": problems, "kernels": kernels}
 
 
 def parse(text: str) -> list[Kernel]:

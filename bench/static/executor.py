@@ -58,7 +58,8 @@ def mlstm(DHQK: int, DHHV: int) -> None:
     h, last = functional.mlstm(*tensors, return_state=True, backend="simt")
     torch.autograd.grad(h, tensors, torch.ones_like(h))
     with torch.no_grad():
-        functional.mlstm_step(*(x[:, 0] for x in tensors), last, backend="simt")  # type: ignore[misc]
+        q, k, v, i, f = (x[:, 0] for x in tensors)
+        functional.mlstm_step(q, k, v, i, f, last, backend="simt")
 
 
 def slstm(DH: int) -> None:

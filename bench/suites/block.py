@@ -88,7 +88,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         Contender("xlstm mLSTM block", official_mlstm, "mlstm", "mLSTM block", {"S": 2048} if on_cpu else {}),
         Contender("xlstm sLSTM block", official_slstm, "slstm", "sLSTM block", {"S": 256} if on_cpu else {}),
     )
-    lengths = (256, 1024, 4096) if quick else (256, 512, 1024, 2048, 4096, 8192)
+    lengths: tuple[int, ...] = (256, 1024, 4096) if quick else (256, 512, 1024, 2048, 4096, 8192)
     if not on_cpu:
         lengths = (512, 2048, 8192, 32768) if quick else (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     shapes = [{"B": 1, "S": S, "D": 128} if on_cpu else {"B": 65536 // S, "S": S, "D": 1024} for S in lengths]

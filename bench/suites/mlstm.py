@@ -112,7 +112,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         shapes = [{"B": 1, "S": S, "NH": 4, "DHQK": 64, "DHHV": 64} for S in lengths]
         gate = {"B": 2, "S": 128, "NH": 2, "DHQK": 64, "DHHV": 64}
         return [Case("mlstm", "cell", shape, gate, contenders, truths) for shape in shapes]
-    contenders = (
+    on_gpu = (
         Contender(baseline, ours()),
         Contender("mlstm_kernels xl_chunk", heads_first(mlstm_kernels("triton_xl_chunk")), "detached", baseline),
         Contender("mlstm_kernels limit_chunk", heads_first(mlstm_kernels("triton_limit_chunk")), "detached", baseline),
@@ -123,16 +123,16 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     )
     found = []
     widths = {"A": (16, 128, 256), "B": (8, 256, 512), "64": (64, 64, 64), "128": (32, 128, 128)}
-    lengths = (2048, 8192) if quick else (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    many = (2048, 8192) if quick else (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     for group, (NH, DHQK, DHHV) in widths.items():
         gate = {"B": 1, "S": 256, "NH": 2, "DHQK": DHQK, "DHHV": DHHV}
-        for S in lengths if group in "AB" else (8192,):
+        for S in many if group in "AB" else (8192,):
             shape = {"B": 65536 // S, "S": S, "NH": NH, "DHQK": DHQK, "DHHV": DHHV}
             for backward in (False, True):
                 passes = "forward + backward" if backward else "forward"
                 found.append(
-                    Case("mlstm", f"{group} {passes}", shape, gate, contenders, truths, torch.bfloat16, backward)
+                    Case("mlstm", f"{group} {passes}", shape, gate, on_gpu, truths, torch.bfloat16, backward)
                 )  # fmt: skip
     small = {"B": 1, "S": 256, "NH": 4, "DHQK": 64, "DHHV": 64}
-    found.append(Case("mlstm", "small", small, small, contenders, truths, torch.bfloat16))
+    found.append(Case("mlstm", "small", small, small, on_gpu, truths, torch.bfloat16))
     return found
