@@ -2,10 +2,10 @@
 PYTHON ?= python
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help test test-deep wheel lint format static-report gpu-check bench-cpu
+.PHONY: help test test-deep wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 test:  ## the default tests (10 minutes on 2 cores)
 	$(PYTHON) -m pytest -n 2 --dist loadfile
@@ -19,11 +19,11 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 wheel:  ## the release wheel into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one architecture
 	$(PYTHON) -u .ci/release_wheel.py
 
-static-report:  ## every kernel through nvcc: registers, spills, shared memory, warnings; ARCH=90a for one architecture
-	$(PYTHON) -m bench.static_report $(ARCH:%=--arch %)
+static-report:  ## every kernel through nvcc and the host executor, into bench/results/static; only what changed is done again; ARCH=90a
+	$(PYTHON) -m bench.static $(ARCH:%=--arch %)
 
-gpu-check:  ## on a machine with a GPU: install, device layer, kernels, in resumable stages
-	$(PYTHON) bench/gpu_check.py
+gpu-check gpu-bench gpu-deep:  ## on a machine with a GPU, at most 9 minutes each, resumable; DRY=1 rehearses without one
+	$(PYTHON) -m bench.gpu $(@:gpu-%=%) $(if $(DRY),--dry-run)
 
 lint:  ## ruff, mypy, clang-format; pip install ".[lint]" first
 	ruff check --output-format concise .
@@ -36,6 +36,8 @@ format:  ## format Python and C++
 	ruff format .
 	clang-format -i $(CSRC)
 
-bench-cpu:  ## the CPU backend against the official package and torch.nn.LSTM
-	$(PYTHON) bench/mlstm_cpu.py
-	$(PYTHON) bench/slstm_cpu.py
+bench-cpu:  ## ours, the reference and every installed peer on this CPU, in 3 minutes
+	$(PYTHON) -m bench --quick --device cpu
+
+performance:  ## docs/performance.md from the results in bench/results
+	$(PYTHON) -m bench.report

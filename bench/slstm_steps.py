@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from bench.static_report import ROOT, demangle, find_cuobjdump, find_nvcc
+from bench.static.compiler import demangle, find_cuobjdump, find_nvcc
+from bench.static.sources import ROOT
 
 FILES = ("resident_forward_bfloat16", "resident_backward_bfloat16")
 KINDS = ("HMMA", "LDSM", "MUFU", "BAR", "LDS", "STS", "LDGSTS", "STG", "LDG", "FMA", "IMAD", "ALU", "control")

@@ -1,41 +1,73 @@
-"""Interleaved timing of several functions: A B A B, so that a machine that slows down slows all of them."""
+"""Interleaved timing of several calls: A B A B, so that a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
+
+SHORTEST_SAMPLE = 2e-3  #: seconds; quicker calls are repeated inside a sample
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of ``runs`` calls."""
+    """Milliseconds of ``runs`` samples; ``times`` in the order taken, one a round."""
 
-    median: float
-    minimum: float
-    maximum: float
-    runs: int
+    times: tuple[float, ...]
 
-    def __str__(self) -> str:
-        return f"{self.median:9.2f} ms  (min {self.minimum:.2f}, max {self.maximum:.2f}, {self.runs} runs)"
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
 
+    @property
+    def minimum(self) -> float:
+        return min(self.times)
 
-def interleaved(functions: dict[str, Callable[[], object]], runs: int = 7) -> dict[str, Timing]:
-    """Calls every function once to warm it up, then ``runs`` rounds of all of them."""
-    for function in functions.values():
-        function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(runs):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: Timing(statistics.median(t), min(t), max(t), runs) for name, t in times.items()}
+    @property
+    def maximum(self) -> float:
+        return max(self.times)
+
+    @property
+    def runs(self) -> int:
+        return len(self.times)
 
 
-def table(timings: dict[str, Timing], ours: str) -> str:
-    """One line a function, with its time over ours."""
-    width = max(map(len, timings))
-    base = timings[ours].median
-    return "\n".join(f"{name:{width}}  {t}  {t.median / base:6.2f}x" for name, t in timings.items())
+class Clock(Protocol):
+    """Milliseconds that ``repeats`` calls take, per call."""
+
+    def __call__(self, call: Callable[[], object], repeats: int) -> float: ...
+
+
+def wall_clock(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return 1e3 * (time.perf_counter() - start) / repeats
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], clock: Clock = wall_clock, seconds: float = 3.0, most: int = 9
+) -> dict[str, Timing]:
+    """Times every call in rounds, after one call to warm it up.
+
+    Each contender gets the same share of ``seconds``, so slow ones have fewer runs, at least one; all have at most ``most``.
+    """
+    runs, repeats = {}, {}
+    for name, call in calls.items():
+        call()
+        one = 1e-3 * clock(call, 1)
+        repeats[name] = max(1, int(SHORTEST_SAMPLE / one))
+        runs[name] = min(most, max(1, int(seconds / len(calls) / (one * repeats[name]))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(max(runs.values(), default=0)):
+        for name, call in calls.items():
+            if round_ < runs[name]:
+                times[name].append(clock(call, repeats[name]))
+    return {name: Timing(tuple(t)) for name, t in times.items()}
+
+
+def ratio(other: Timing, ours: Timing) -> float:
+    """How many times as long the other takes: the median over the rounds that both took part in."""
+    return statistics.median(theirs / own for theirs, own in zip(other.times, ours.times))

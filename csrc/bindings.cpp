@@ -8,8 +8,10 @@
 
 #include "abi.h"
 #include "build_config.h"
+#include "cpu/conv.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
+#include "cpu/mlstm_step.h"
 #include "cpu/slstm.h"
 #include "cpu/slstm_kernels.h"
 #ifdef XLSTM_WITH_CUDA
@@ -110,6 +112,55 @@ void bind_slstm_cpu(py::module_& m, const std::string& type) {
         py::arg("db_rows"), py::arg("dh0"), py::arg("dc0"), py::arg("dn0"), py::arg("dm0"), py::arg("threads"));
 }
 
+// tensors: q, k, v, i, f, C, n, m, then the results h, C, n, m.
+template <typename Real>
+void mlstm_step_cpu(int64_t rows, int64_t DHQK, int64_t DHHV, const std::array<Address, 12>& tensors, double scale, double eps,
+                    bool sigmoid_igate, bool normalize, int threads) {
+  xlstm::cpu::MlstmStep<Real> p;
+  p.rows = rows, p.DHQK = DHQK, p.DHHV = DHHV;
+  p.q = at<const Real>(tensors[0]), p.k = at<const Real>(tensors[1]), p.v = at<const Real>(tensors[2]);
+  p.i = at<const Real>(tensors[3]), p.f = at<const Real>(tensors[4]);
+  p.C = at<const Real>(tensors[5]), p.n = at<const Real>(tensors[6]), p.m = at<const Real>(tensors[7]);
+  p.h = at<Real>(tensors[8]);
+  p.C_last = at<Real>(tensors[9]), p.n_last = at<Real>(tensors[10]), p.m_last = at<Real>(tensors[11]);
+  p.scale = static_cast<Real>(scale), p.eps = static_cast<Real>(eps);
+  p.sigmoid_igate = sigmoid_igate, p.normalize = normalize;
+  xlstm::cpu::mlstm_step(p, threads);
+}
+
+template <typename Real>
+void bind_mlstm_cpu(py::module_& m, const std::string& type) {
+  m.def(("mlstm_step_cpu_" + type).c_str(), &mlstm_step_cpu<Real>, py::call_guard<py::gil_scoped_release>(), py::arg("rows"),
+        py::arg("DHQK"), py::arg("DHHV"), py::arg("tensors"), py::arg("scale"), py::arg("eps"), py::arg("sigmoid_igate"),
+        py::arg("normalize"), py::arg("threads"));
+}
+
+template <typename Real>
+void conv_forward_cpu(const std::array<int64_t, 4>& shape, Address x, Address w, Address b, Address y, int threads) {
+  xlstm::cpu::ConvForward<Real> p;
+  p.shape = {shape[0], shape[1], shape[2], shape[3]};
+  p.x = at<const Real>(x), p.w = at<const Real>(w), p.b = at<const Real>(b), p.y = at<Real>(y);
+  xlstm::cpu::conv_forward(p, threads);
+}
+
+template <typename Real>
+void conv_backward_cpu(const std::array<int64_t, 4>& shape, Address x, Address w, Address dy, Address dx, Address sums,
+                       int threads) {
+  xlstm::cpu::ConvBackward<Real> p;
+  p.shape = {shape[0], shape[1], shape[2], shape[3]};
+  p.x = at<const Real>(x), p.w = at<const Real>(w), p.dy = at<const Real>(dy), p.dx = at<Real>(dx), p.sums = at<Real>(sums);
+  xlstm::cpu::conv_backward(p, threads);
+}
+
+template <typename Real>
+void bind_conv_cpu(py::module_& m, const std::string& type) {
+  const py::call_guard<py::gil_scoped_release> released;
+  m.def(("conv_forward_cpu_" + type).c_str(), &conv_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"), py::arg("w"),
+        py::arg("b"), py::arg("y"), py::arg("threads"));
+  m.def(("conv_backward_cpu_" + type).c_str(), &conv_backward_cpu<Real>, released, py::arg("shape"), py::arg("x"), py::arg("w"),
+        py::arg("dy"), py::arg("dx"), py::arg("sums"), py::arg("threads"));
+}
+
 void gate_math(xlstm::cpu::GateFunction function, Address x, Address y, int64_t count) {
   using namespace xlstm::cpu;
   switch (selected_isa()) {
@@ -144,6 +195,11 @@ void bind_cpu(py::module_& m) {
            py::arg("reset"), py::arg("reset_stride_b"), py::arg("reset_stride_s"), py::arg("exp_forget_gate"));
   bind_slstm_cpu<float>(m, "float32");
   bind_slstm_cpu<double>(m, "float64");
+  m.def("conv_tiles", &xlstm::cpu::conv_tiles, py::arg("steps"), "tiles that conv_backward_cpu keeps sums of");
+  bind_conv_cpu<float>(m, "float32");
+  bind_conv_cpu<double>(m, "float64");
+  bind_mlstm_cpu<float>(m, "float32");
+  bind_mlstm_cpu<double>(m, "float64");
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ def dtype(name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
 
 def shape(name: str, value: Tensor, expected: Sequence[int], axes: str) -> None:
     """ValueError unless the tensor has this shape; ``axes`` names it, e.g. "(B, S, NH)"."""
-    if tuple(value.shape) != tuple(expected):
+    if value.shape != tuple(expected):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {axes} = {tuple(expected)}")
 
 
@@ -41,6 +41,17 @@ def device(name: str, value: Tensor, expected: torch.device) -> None:
     """ValueError unless the tensor is on the device of the other operands."""
     if value.device != expected:
         raise ValueError(f"{name}: got a tensor on {value.device}, expected {expected}, where the other operands are")
+
+
+def operand(
+    name: str, value: Tensor, shape_: Sequence[int], axes: str, dtypes: Sequence[torch.dtype], device_: torch.device
+) -> None:
+    """`dtype`, `shape` and `device` of one tensor; says at once where there is nothing to say, as in a decoding loop."""
+    if value.dtype in dtypes and value.shape == shape_ and value.device == device_:
+        return
+    dtype(name, value, dtypes)
+    shape(name, value, shape_, axes)
+    device(name, value, device_)
 
 
 def choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -64,10 +75,7 @@ def state(
         got = f"{sum(v is not None for v in value)} tensors"
         raise ValueError(f"state: got {got}, expected all of ({', '.join(names)})")
     for name, part, expected, part_axes in zip(names, value, shapes, axes):
-        tensor(f"state.{name}", part)
-        dtype(f"state.{name}", part, (state_dtype,))
-        shape(f"state.{name}", part, expected, part_axes)
-        device(f"state.{name}", part, state_device)
+        operand(f"state.{name}", tensor(f"state.{name}", part), expected, part_axes, (state_dtype,), state_device)
     return tuple(value)
 
 

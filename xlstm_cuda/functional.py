@@ -275,15 +275,11 @@ def _check_mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, lead: st
     checks.dtype("q", q, checks.FLOATING)
     checks.rank("q", q, f"({lead}NH, DHQK)")
     checks.rank("v", v, f"({lead}NH, DHHV)")
-    checks.dtype("k", k, (q.dtype,))
-    checks.dtype("v", v, (q.dtype,))
-    checks.shape("k", k, q.shape, f"({lead}NH, DHQK)")
-    checks.shape("v", v, (*q.shape[:-1], v.shape[-1]), f"({lead}NH, DHHV)")
+    same, gates = (q.dtype,), (q.dtype,) if q.dtype == torch.float64 else (q.dtype, torch.float32)
+    checks.operand("k", k, q.shape, f"({lead}NH, DHQK)", same, q.device)
+    checks.operand("v", v, (*q.shape[:-1], v.shape[-1]), f"({lead}NH, DHHV)", same, q.device)
     for name, gate in (("i", i), ("f", f)):
-        checks.dtype(name, gate, (q.dtype,) if q.dtype == torch.float64 else (q.dtype, torch.float32))
-        checks.shape(name, gate, q.shape[:-1], f"({lead}NH)")
-    for name, operand in (("k", k), ("v", v), ("i", i), ("f", f)):
-        checks.device(name, operand, q.device)
+        checks.operand(name, gate, q.shape[:-1], f"({lead}NH)", gates, q.device)
     *batch, NH, DHQK = q.shape
     if NH < 1 or DHQK < 1 or v.shape[-1] < 1:
         raise ValueError(f"q, v: got shapes {tuple(q.shape)}, {tuple(v.shape)}, expected NH, DHQK and DHHV of at least 1")
@@ -323,10 +319,8 @@ def _check_slstm(x: Tensor, R: Tensor, b: Tensor | None, lead: str) -> tuple[int
 
 
 def _check_weight(name: str, weight: Tensor, x: Tensor, expected: tuple[int, ...], axes: str) -> None:
-    checks.tensor(name, weight)
-    checks.dtype(name, weight, (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32))
-    checks.shape(name, weight, expected, axes)
-    checks.device(name, weight, x.device)
+    dtypes = (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32)
+    checks.operand(name, checks.tensor(name, weight), expected, axes, dtypes, x.device)
 
 
 def _slstm_state(state: object, N: int, NH: int, DH: int, like: Tensor) -> Any:

@@ -9,36 +9,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..ops import conv_cpu
+
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
 
 
 class _DepthwiseConv(torch.autograd.Function):
     """y_t = bias + sum_j weight_j x_{t+j}: x (B, S+K-1, D), weight (K, D), bias (D) -> y (B, S, D), of x's dtype.
 
-    K shifted multiply-adds in place, in float32 or wider. On a CPU they are far faster than torch's depthwise conv1d, which needs
-    time on the last axis; autograd through the same adds would write a zero-filled gradient for every shift.
+    On a CPU one native pass each way, otherwise K shifted multiply-adds in place, both in float32 or wider and far faster than
+    torch's depthwise conv1d, which needs time on the last axis. Autograd through the same adds would write a zero-filled gradient
+    for every shift.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
-        S, x_, w, b = x.shape[1] - K + 1, x.to(wide), weight.to(wide), bias.to(wide)
-        y = torch.addcmul(b, x_[:, :S], w[0])
-        for j in range(1, K):
-            y.addcmul_(x_[:, j : j + S], w[j])
-        return y.to(x.dtype)
+        return _convolve(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (dy,), (x, weight) = gradients, ctx.saved_tensors
         K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
         S, x_, w, dy = x.shape[1] - K + 1, x.to(wide), weight.to(wide), dy.to(wide)
+        if conv_cpu.usable(x_) and not torch.is_grad_enabled():
+            dx, dweight, dbias = conv_cpu.backward(dy, x_, w)
+            return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
         dx = torch.zeros_like(x_)
         for j in range(K):
             dx[:, j : j + S].addcmul_(dy, w[j])
         dweight = torch.stack([(dy * x_[:, j : j + S]).sum((0, 1)) for j in range(K)])
         return dx.to(x.dtype), dweight.to(weight.dtype), dy.sum((0, 1)).to(weight.dtype)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+    """The forward of `_DepthwiseConv`."""
+    K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
+    S, x_, w, b = x.shape[1] - K + 1, _as(x, wide), _as(weight, wide), _as(bias, wide)
+    if conv_cpu.usable(x_):
+        return _as(conv_cpu.forward(x_, w, b), x.dtype)
+    y = torch.addcmul(b, x_[:, :S], w[0])
+    for j in range(1, K):
+        y.addcmul_(x_[:, j : j + S], w[j])
+    return _as(y, x.dtype)
 
 
 class CausalConv1d(nn.Module):
@@ -60,6 +73,13 @@ class CausalConv1d(nn.Module):
         padded = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
 
+    def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
+        """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
+        before, x = self.kernel_size - 1, x.unsqueeze(1)
+        window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        convolve = _DepthwiseConv.apply if torch.is_grad_enabled() else _convolve
+        return convolve(window, self.conv.weight.squeeze(1).t(), self.conv.bias).squeeze(1), (window,)
+
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]
@@ -72,5 +92,10 @@ class CausalConv1d(nn.Module):
         held = state if isinstance(state, Tensor) else state[0]
         if held.dim() != 3 or held.shape[0] != B or held.shape[1] not in (K - 1, K) or held.shape[2] != D:
             raise ValueError(f"conv_state: got shape {tuple(held.shape)}, expected (B, K, D) = {(B, K, D)}")
-        held = pad(held.to(x.dtype), (0, 0, K - held.shape[1], 0))
-        return held[:, K - count :]
+        if held.shape[1] < count:
+            held = pad(held, (0, 0, count - held.shape[1], 0))
+        return _as(held.narrow(1, held.shape[1] - count, count), x.dtype)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)

@@ -91,7 +91,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.proj_up(x).chunk(2, -1)
-        return self.dropout(self.proj_down(ACTIVATIONS[self.config.act_fn](gate) * up))
+        y = self.proj_down(ACTIVATIONS[self.config.act_fn](gate) * up)
+        return self.dropout(y) if self.dropout.training else y
 
 
 FeedForward = GatedFeedForward

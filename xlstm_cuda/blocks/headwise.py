@@ -1,4 +1,4 @@
-"""Linear maps that are block-diagonal over the features."""
+"""Linear maps that are block-diagonal over the features, one alone or several of the same input together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .init import small_init_
 
 TILE = 64  #: features per matmul: narrower blocks are joined, because a batched 4x4 matmul costs far more than the zeros it saves
+FEW_ROWS = 32  #: up to here, as in decoding, joining them would cost more than the matmul
 
 
 class LinearHeadwise(nn.Module):
@@ -36,9 +37,15 @@ class LinearHeadwise(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._tiles()
-        tiles = x.reshape(-1, len(weight), weight.shape[-1]).transpose(0, 1)
-        y = torch.bmm(tiles, weight.transpose(1, 2)).transpose(0, 1).reshape(x.shape)
+        rows = x.numel() // self.features
+        if rows == 1:
+            y = torch.bmm(self.weight, x.reshape(self.num_heads, self.width, 1))
+        elif rows <= FEW_ROWS:
+            y = torch.bmm(self.weight, x.reshape(rows, self.num_heads, self.width).permute(1, 2, 0)).permute(2, 0, 1)
+        else:
+            weight = self._tiles()
+            y = torch.bmm(x.reshape(rows, len(weight), -1).transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+        y = y.reshape(x.shape)
         return y if self.bias is None else y + self.bias
 
     def _tiles(self) -> Tensor:
@@ -51,3 +58,11 @@ class LinearHeadwise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.features}, num_heads={self.num_heads}, bias={self.bias is not None}"
+
+
+def joint(x: Tensor, *maps: LinearHeadwise) -> Tensor:
+    """Several maps without bias on the same x (..., D), one matmul: (NH, ..., len(maps), DH) for NH slices of DH features."""
+    NH, DH = maps[0].num_heads, maps[0].width
+    weight = torch.cat([one.weight for one in maps], 1).transpose(1, 2)
+    heads = x.reshape(-1, NH, DH).transpose(0, 1)
+    return torch.bmm(heads, weight).view(NH, *x.shape[:-1], len(maps), DH)

@@ -62,7 +62,7 @@ class mLSTMBlockConfig:
 
 
 class mLSTMCell(nn.Module):
-    """Gates, recurrence and output norm. q, k, v (B, S, I) -> h (B, S, I).
+    """Gates, recurrence and output norm. q, k, v (B, S, I) -> h (B, S, I), or one token by `step`.
 
     The state has the official form: C (B, NH, DH, DH), n (B, NH, DH, 1), m (B, NH, 1, 1), with 1/sqrt(DH) counted in k.
     """
@@ -86,28 +86,28 @@ class mLSTMCell(nn.Module):
         nn.init.normal_(self.igate.bias, std=0.1)
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: Sequence[Tensor] | None = None,
-        single_step: bool = False,
-        backend: str | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, state: Sequence[Tensor] | None = None, backend: str | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """h (B, S, I) and the state after the last step; ``single_step`` takes the decode path, S = 1."""
+        """h (B, S, I) and the state after the last step."""
         B, S, _ = q.shape
         NH, DH = self.num_heads, self.features // self.num_heads
         i, f = self._gates(q, k, v).view(B, S, 2, NH).unbind(2)
         q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
         before = None if state is None else _without_ones(state, q)
-        if single_step:
-            q, k, v, i, f = (x.squeeze(1) for x in (q, k, v, i, f))
-            h, last = functional.mlstm_step(q, k, v, i, f, before or _fresh(q), scale=1.0, backend=backend)
-            h = h.unsqueeze(1)
-        else:
-            h, last = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
-        C, n, m = last
+        h, (C, n, m) = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
         return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, state: Sequence[Tensor] | None = None, backend: str | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """One token, q, k, v (B, I): h (B, I) and the new state."""
+        B, NH, DH = q.shape[0], self.num_heads, self.features // self.num_heads
+        gates = torch.cat([q, k, v], -1)
+        i, f = self.igate(gates), self.fgate(gates)
+        q, k, v = q.view(B, NH, DH), (k * DH**-0.5).view(B, NH, DH), v.view(B, NH, DH)
+        before = _fresh(q) if state is None else _without_ones(state, q)
+        h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, scale=1.0, backend=backend)
+        return self.outnorm(h), (C, n.unsqueeze(-1), m.view(B, NH, 1, 1))
 
     def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Pre-activations (B, S, 2 NH), input gates first: Linear(cat(q, k, v)) without writing the cat."""
@@ -129,16 +129,22 @@ def _fresh(like: Tensor) -> MLSTMState:
 
 
 def _without_ones(state: Sequence[Tensor], like: Tensor) -> MLSTMState:
-    """The official state without its trailing axes of size 1, in the dtype of states; ``like`` is q (B, S, NH, DH)."""
+    """The official state without its trailing axes of size 1, in the dtype of states; ``like`` is q (B, ..., NH, DH)."""
     if len(state) != 3:
         raise ValueError(f"mlstm_state: got {len(state)} tensors, expected (C, n, m)")
-    B, _, NH, DH = like.shape
+    B, NH, DH, dtype = like.shape[0], like.shape[-2], like.shape[-1], _state_dtype(like)
     shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
     official = ((B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1))
-    for name, part, accepted, expected in zip("Cnm", state, shapes, official):
-        if tuple(part.shape) not in (accepted, expected):
+    parts = []
+    for name, part, shape, expected in zip("Cnm", state, shapes, official):
+        if part.dtype != dtype:
+            part = part.to(dtype)
+        if part.shape == expected:
+            part = part.reshape(shape)
+        elif part.shape != shape:
             raise ValueError(f"mlstm_state.{name}: got shape {tuple(part.shape)}, expected {expected}")
-    return MLSTMState(*(part.to(_state_dtype(like)).reshape(shape) for part, shape in zip(state, shapes)))
+        parts.append(part)
+    return MLSTMState(*parts)
 
 
 class mLSTMLayer(nn.Module):
@@ -207,8 +213,14 @@ class mLSTMLayer(nn.Module):
         """
         check_input(x, self.config.embedding_dim)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
-        y, last = self._run(x, before, return_last_state, False, backend)
-        return (y, last) if return_last_state else y
+        a, gate = self.proj_up(x).chunk(2, -1)
+        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"]))
+        h, last = self.mlstm_cell(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend)
+        y = self._output(h, c, gate)
+        if not return_last_state:
+            return y
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"])
+        return y, {"mlstm_state": last, "conv_state": inputs}
 
     def step(
         self,
@@ -222,20 +234,15 @@ class mLSTMLayer(nn.Module):
         """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
-        return self._run(x, before, True, True, backend)
+        a, gate = self.proj_up(x.squeeze(1)).chunk(2, -1)
+        c, inputs = (a, None) if self.conv1d is None else self.conv1d.step(a, before["conv_state"])
+        c = silu(c)
+        h, last = self.mlstm_cell.step(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend)
+        return self._output(h, c, gate).unsqueeze(1), {"mlstm_state": last, "conv_state": inputs}
 
-    def _run(
-        self, x: Tensor, state: LayerState, return_state: bool, single_step: bool, backend: str | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        a, gate = self.proj_up(x).chunk(2, -1)
-        c = silu(a if self.conv1d is None else self.conv1d(a, state["conv_state"]))
-        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
-        h, last = self.mlstm_cell(q, k, v, state["mlstm_state"], single_step, backend)
-        y = self.dropout(self.proj_down((h + self.learnable_skip * c) * silu(gate)))
-        if not return_state:
-            return y, {}
-        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, state["conv_state"])
-        return y, {"mlstm_state": last, "conv_state": inputs}
+    def _output(self, h: Tensor, c: Tensor, gate: Tensor) -> Tensor:
+        y = self.proj_down(torch.addcmul(h, self.learnable_skip, c) * silu(gate))
+        return self.dropout(y) if self.dropout.training else y
 
 
 class mLSTMBlock(ResidualBlock):

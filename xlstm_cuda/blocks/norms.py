@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 
 class LayerNorm(nn.Module):
@@ -23,7 +22,8 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, (self.dim,), None if self.weight is None else 1.0 + self.weight, None, self.eps)
+        weight = self.weight
+        return torch.layer_norm(x, (self.dim,), None if weight is None else 1.0 + weight, None, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, weight={self.weight is not None}, eps={self.eps}"
@@ -33,5 +33,5 @@ class MultiHeadLayerNorm(LayerNorm):
     """Layer norm of each head on its own, scale 1 + weight. Input (..., NH, DH), output (..., NH*DH)."""
 
     def forward(self, h: Tensor) -> Tensor:
-        normed = layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
-        return normed if self.weight is None else normed * (1.0 + self.weight)
+        weight, normed = self.weight, torch.layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
+        return normed if weight is None else normed * (1.0 + weight)

@@ -5,7 +5,7 @@ c = SiLU(conv(x));  i, f = blockdiag(c);  z, o = blockdiag(x);  y = norm(dropout
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from .. import functional
 from ..states import SLSTMState
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
-from .headwise import LinearHeadwise
+from .headwise import LinearHeadwise, joint
 from .init import linspace_bias_, powerlaw_blockdependent_, uniform_
 from .norms import LayerNorm, MultiHeadLayerNorm
 from .residual import LayerState, ResidualBlock, check_input, layer_state
@@ -180,22 +180,19 @@ class sLSTMCell(nn.Module):
             linspace_bias_(forget, 3.0, 6.0)
 
     def forward(
-        self,
-        x: Tensor,
-        state: Tensor | Sequence[Tensor] | None = None,
-        single_step: bool = False,
-        backend: str | None = None,
+        self, x: Tensor, state: Tensor | Sequence[Tensor] | None = None, backend: str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step.
-
-        ``single_step`` takes the decode path, S = 1.
-        """
+        """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step."""
         before = None if state is None else _by_head(state, x)
-        if single_step:
-            h, last = functional.slstm_step(x.squeeze(1), self.R, self.b, before or _fresh(x), backend=backend)
-            h = h.unsqueeze(1)
-        else:
-            h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, backend=backend)
+        h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, backend=backend)
+        return h, torch.stack(tuple(last)).flatten(2)
+
+    def step(
+        self, x: Tensor, state: Tensor | Sequence[Tensor] | None = None, backend: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One token, x (B, 4, NH, DH): h (B, NH, DH) and the new state (4, B, D)."""
+        before = _fresh(x) if state is None else _by_head(state, x)
+        h, last = functional.slstm_step(x, self.R, self.b, before, backend=backend)
         return h, torch.stack(tuple(last)).flatten(2)
 
 
@@ -204,17 +201,17 @@ def _state_dtype(like: Tensor) -> torch.dtype:
 
 
 def _fresh(like: Tensor) -> SLSTMState:
-    """The state before the first step; ``like`` is x (B, S, 4, NH, DH)."""
-    B, _, _, NH, DH = like.shape
+    """The state before the first step; ``like`` is x (B, 4, NH, DH)."""
+    B, _, NH, DH = like.shape
     return SLSTMState(*like.new_zeros((4, B, NH, DH), dtype=_state_dtype(like)).unbind(0))
 
 
 def _by_head(state: Tensor | Sequence[Tensor], like: Tensor) -> SLSTMState:
-    """The official state (4, B, D) as h, c, n, m, each (B, NH, DH), in the dtype of states; ``like`` is x (B, S, 4, NH, DH)."""
-    B, _, _, NH, DH = like.shape
+    """The official state (4, B, D) as h, c, n, m, each (B, NH, DH), in the dtype of states; ``like`` is x (B, ..., 4, NH, DH)."""
+    B, NH, DH = like.shape[0], like.shape[-2], like.shape[-1]
     if not isinstance(state, Tensor):
         state = torch.stack(tuple(state))
-    if tuple(state.shape) != (4, B, NH * DH):
+    if state.shape != (4, B, NH * DH):
         raise ValueError(f"slstm_state: got shape {tuple(state.shape)}, expected (4, B, D) = {(4, B, NH * DH)}")
     return SLSTMState(*state.to(_state_dtype(like)).view(4, B, NH, DH).unbind(0))
 
@@ -286,8 +283,13 @@ class sLSTMLayer(nn.Module):
         """
         check_input(x, self.config.embedding_dim)
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
-        y, last = self._run(x, before, return_last_state, False, backend)
-        return (y, last) if return_last_state else y
+        c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"]))
+        h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend)
+        y = self.group_norm(self.dropout(h))
+        if not return_last_state:
+            return y
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, before["conv_state"])
+        return y, {"conv_state": inputs, "slstm_state": last}
 
     def step(
         self,
@@ -301,21 +303,21 @@ class sLSTMLayer(nn.Module):
         """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
-        return self._run(x, before, True, True, backend)
+        x, inputs = x.squeeze(1), None
+        c = x
+        if self.conv1d is not None:
+            c, inputs = self.conv1d.step(x, before["conv_state"])
+            c = silu(c)
+        h, last = self.slstm_cell.step(self._gates(c, x), before["slstm_state"], backend)
+        if self.dropout.training:
+            h = self.dropout(h)
+        return self.group_norm(h).unsqueeze(1), {"conv_state": inputs, "slstm_state": last}
 
-    def _run(
-        self, x: Tensor, state: Mapping[str, Any], return_state: bool, single_step: bool, backend: str | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        c = x if self.conv1d is None else silu(self.conv1d(x, state["conv_state"]))
+    def _gates(self, c: Tensor, x: Tensor) -> Tensor:
+        """c, x (..., D) -> gates (..., 4, NH, DH) in the order i, f, z, o."""
         # The official layer drives the input gate by the weight named fgate, the forget gate by igate; checkpoints depend on it.
-        gates = torch.stack([self.fgate(c), self.igate(c), self.zgate(x), self.ogate(x)], 2)
-        gates = gates.unflatten(-1, (self.config.num_heads, -1))
-        h, last = self.slstm_cell(gates, state["slstm_state"], single_step, backend)
-        y = self.group_norm(self.dropout(h))
-        if not return_state:
-            return y, {}
-        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, state["conv_state"])
-        return y, {"conv_state": inputs, "slstm_state": last}
+        gates = torch.cat([joint(c, self.fgate, self.igate), joint(x, self.zgate, self.ogate)], -2)
+        return gates.movedim(0, -2)
 
 
 class sLSTMBlock(ResidualBlock):

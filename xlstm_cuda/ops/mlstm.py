@@ -163,6 +163,11 @@ def mlstm_step(
         run = _step if must_dispatch(q) else _step_impl
         h, *new = run(q, k, v, i, f, *state, scale, igate, normalize, eps, backend)
         return h, (new[0], new[1], new[2])
+    if must_dispatch(q):  # in eager mode the op's dispatch would cost more than the step
+        h, C, n, m, _ = _forward(
+            *(x.unsqueeze(1) for x in (q, k, v, i, f)), *state, None, scale, igate, normalize, eps, None, backend
+        )
+        return h.squeeze(1), (C, n, m)
     return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 

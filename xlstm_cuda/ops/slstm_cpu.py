@@ -42,12 +42,12 @@ def forward(
     B, S, _, NH, DH = x.shape
     dtype = state_dtype(x.dtype)
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    x_, R_, b_ = _rows(x.to(dtype)), R.to(dtype).contiguous(), None if b is None else b.to(dtype).contiguous()
+    x_, R_, b_ = _rows(_as(x, dtype)), _as(R, dtype).contiguous(), None if b is None else _as(b, dtype).contiguous()
     start = [_contiguous(s) for s in (h0, c0, n0, m0)]
     cu_seqlens = _contiguous(cu_seqlens)
     h = torch.empty((B, S, NH, DH), dtype=dtype)
-    last = [torch.empty((N, NH, DH), dtype=dtype) for _ in range(4)]
-    gates, cells = (torch.empty(shape if save else 0, dtype=dtype) for shape in saved_shapes(B, S, NH, DH))
+    last = h.new_empty((4, N, NH, DH)).unbind(0) if single_step else [h.new_empty((N, NH, DH)) for _ in range(4)]
+    gates, cells = map(h.new_empty, saved_shapes(B, S, NH, DH) if save else ((0,), (0,)))
     _FORWARD[dtype](
         shape=_shape(N, S, NH, DH, reset, cu_seqlens, forget_gate),
         x=x_.data_ptr(),
@@ -68,7 +68,7 @@ def forward(
         single_step=single_step,
         threads=torch.get_num_threads(),
     )
-    return h.to(x.dtype), *last, gates, cells
+    return _as(h, x.dtype), *last, gates, cells
 
 
 def backward(
@@ -140,6 +140,10 @@ def _shape(N: int, S: int, NH: int, DH: int, reset: Tensor | None, cu_seqlens: T
         reset_stride_s=0 if reset is None else reset.stride(1),
         exp_forget_gate=forget_gate == "exp",
     )
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

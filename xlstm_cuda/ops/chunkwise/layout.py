@@ -33,7 +33,8 @@ class Layout(NamedTuple):
         if missing := self.NC * self.L - self.S:
             x = pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=fill)
         x = x.reshape(self.B, self.NC, self.L, self.NH, *x.shape[3:]).movedim((1, 0, 3, 2), (0, 1, 2, 3))
-        return x.reshape(self.NC, self.B * self.NH, self.L, *x.shape[4:])
+        # Contiguous also where a view would do (B = 1): every batched matmul would copy it again.
+        return x.reshape(self.NC, self.B * self.NH, self.L, *x.shape[4:]).contiguous()
 
     def join(self, x: Tensor) -> Tensor:
         """(NC, R, L, ...) -> (B, S, NH, ...)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,8 @@ def states_forward(C: Tensor, n: Tensor, K: Tensor, V: Tensor, w: Tensor, g: Ten
     n_update = bmm(w.unsqueeze(-2), K).squeeze(-2)  # a matmul, because sum(-2) depends on the batch in its last bits
     Cs, ns = update.new_empty(len(g) + 1, *C.shape), n_update.new_empty(len(g) + 1, *n.shape)
     Cs[0], ns[0] = C, n
-    for k in range(len(g)):
-        torch.addcmul(update[k], Cs[k], g[k, :, None, None], out=Cs[k + 1])
-        torch.addcmul(n_update[k], ns[k], g[k, :, None], out=ns[k + 1])
+    _carry(update.unbind(0), Cs.unbind(0), g.unsqueeze(-1).unsqueeze(-1).unbind(0))
+    _carry(n_update.unbind(0), ns.unbind(0), g.unsqueeze(-1).unbind(0))
     return Cs, ns
 
 
@@ -34,10 +35,15 @@ def states_reverse(
     dCs, dns = update.new_empty(len(g) + 1, *dC.shape), Q.new_empty(len(g) + 1, *dn.shape)
     dCs[-1], dns[-1] = dC, dn
     n_update = Q.new_zeros(len(g), *dn.shape) if rdelta is None else bmm((u * rdelta).unsqueeze(-2), Q).squeeze(-2)
-    for k in reversed(range(len(g))):
-        torch.addcmul(update[k], dCs[k + 1], g[k, :, None, None], out=dCs[k])
-        torch.addcmul(n_update[k], dns[k + 1], g[k, :, None], out=dns[k])
+    _carry(update.unbind(0)[::-1], dCs.unbind(0)[::-1], g.unsqueeze(-1).unsqueeze(-1).unbind(0)[::-1])
+    _carry(n_update.unbind(0)[::-1], dns.unbind(0)[::-1], g.unsqueeze(-1).unbind(0)[::-1])
     return dCs, dns
+
+
+def _carry(updates: Sequence[Tensor], borders: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+    """borders[k + 1] = updates[k] + kept[k] borders[k]."""
+    for update, before, after, g in zip(updates, borders, borders[1:], kept):
+        torch.addcmul(update, before, g, out=after)
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:

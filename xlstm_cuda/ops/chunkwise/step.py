@@ -1,32 +1,33 @@
-"""One token of the mLSTM (M1-M3)."""
+"""One token of the mLSTM (M1-M3): allocates and hands pointers to csrc/cpu."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from .normalizer import normalizer_of
+from ...native import _C
 from .options import Options
 from .states import State
+
+_STEP = {torch.float32: _C.mlstm_step_cpu_float32, torch.float64: _C.mlstm_step_cpu_float64}
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, options: Options) -> tuple[Tensor, State]:
     """M1-M3 for one token; q, k (B, NH, DHQK), v (B, NH, DHHV), i, f (B, NH). Returns h and new C, n, m."""
-    C, n, m = state
-    dtype = C.dtype
-    log_f = logsigmoid(f.to(dtype))
-    if options.igate == "exp":
-        log_i = i.to(dtype)
-        m_new = torch.maximum(log_f + m, log_i)
-        m_new = m_new.masked_fill(m_new == -torch.inf, 0.0)
-    else:
-        log_i, m_new = logsigmoid(i.to(dtype)), torch.zeros_like(m)
-    forget, write = torch.exp(log_f + m - m_new).unsqueeze(-1), torch.exp(log_i - m_new).unsqueeze(-1)
-    written, q = write * k.to(dtype), q.to(dtype)
-    C = torch.addcmul(C * forget.unsqueeze(-1), written.unsqueeze(-1), v.to(dtype).unsqueeze(-2))
-    n = torch.addcmul(written, n, forget)
-    h = torch.matmul(q.unsqueeze(-2), C).squeeze(-2)
-    dot = options.scale * (q * n).sum(-1)
-    factor = options.scale * normalizer_of(dot, m_new, options).factor
-    return (h * factor.unsqueeze(-1)).to(v.dtype), (C, n, m_new)
+    dtype = state[0].dtype
+    operands = [x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous() for x in (q, k, v, i, f, *state)]
+    results = [torch.empty_like(x) for x in (operands[2], *operands[5:])]
+    B, NH, DHQK = q.shape
+    _STEP[dtype](
+        rows=B * NH,
+        DHQK=DHQK,
+        DHHV=v.shape[-1],
+        tensors=[x.data_ptr() for x in (*operands, *results)],
+        scale=options.scale,
+        eps=options.eps,
+        sigmoid_igate=options.igate == "sigmoid",
+        normalize=options.normalize,
+        threads=torch.get_num_threads(),
+    )
+    h, C, n, m = results
+    return h if v.dtype == dtype else h.to(v.dtype), (C, n, m)

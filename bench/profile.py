@@ -1,0 +1,139 @@
+"""Where the time of the default model goes on a CPU, training and decoding: matmuls, recurrences, rest.
+
+`python -m bench profile` prints shares of PyTorch's profiler. A recurrence is everything inside one of our ops, their matmuls
+included; a matmul is one outside of them. Decoding has no ops of ours in eager mode, so its recurrences are timed as the calls
+of `functional.mlstm_step` and `functional.slstm_step`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from xlstm_cuda import functional
+from xlstm_cuda.cli.device import Device
+from xlstm_cuda.cli.settings import VOCAB_SIZE, Settings
+from xlstm_cuda.cli.training import Training
+
+from .environment import commit
+from .suites.decode import default_model, tokens
+
+MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+FILE = "profile.json"
+STEP = "xlstm_cuda::step"  #: label of a recurrence's decode step
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Milliseconds a call without the profiler, and where it goes: ``rest`` by operator, the largest first."""
+
+    ms: float
+    matmuls: float
+    recurrences: float
+    rest: dict[str, float]
+
+    @property
+    def outside(self) -> float:
+        return 1 - self.matmuls - self.recurrences
+
+    def __str__(self) -> str:
+        largest = ", ".join(f"{name} {share:.1%}" for name, share in list(self.rest.items())[:10])
+        return (
+            f"{self.ms:.2f} ms: recurrences {self.recurrences:.1%}, matmuls outside them {self.matmuls:.1%},"
+            f" rest {self.outside:.1%} ({largest})"
+        )
+
+
+def shares(call: Callable[[], object], calls: int) -> Shares:
+    """Profiles ``calls`` calls, after as many without the profiler."""
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("all"):
+        for _ in range(calls):
+            call()
+    spent: Counter[str] = Counter()
+    for event in profiler.events() or ():
+        if event.name == "all":
+            total = event.cpu_time_total
+        spent[bucket(event)] += event.self_cpu_time_total
+    rest = {name: spent[name] / total for name, _ in spent.most_common() if name not in ("matmul", "recurrence")}
+    return Shares(statistics.median(times), spent["matmul"] / total, spent["recurrence"] / total, rest)
+
+
+def bucket(event: Any) -> str:
+    """ "recurrence" inside one of our ops, "matmul" for a matmul elsewhere, otherwise the operator's name."""
+    above = event
+    while above is not None:
+        if above.name.startswith("xlstm_cuda::"):
+            return "recurrence"
+        above = above.cpu_parent
+    if event.name in MATMULS:
+        return "matmul"
+    return "Python and autograd" if event.name == "all" or "autograd::" in event.name else event.name
+
+
+def training() -> Shares:
+    """A step of `python -m xlstm_cuda train` with its defaults, optimizer included, on random bytes."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(VOCAB_SIZE, (1 << 17,), generator=generator, dtype=torch.uint8)
+    run = Training(Settings(), text, text, Device(torch.device("cpu")))
+    for _ in range(3):
+        run.train_step()
+    return shares(run.train_step, 10)
+
+
+@torch.inference_mode()
+def decoding() -> Shares:
+    """A token of the same model at batch 1."""
+    cpu = torch.device("cpu")
+    model, token = default_model(cpu, torch.float32), tokens(1, 1, cpu)
+    state = None
+    for _ in range(20):
+        _, state = model.step(token, state)
+    with labelled_steps():
+        return shares(lambda: model.step(token, state), 200)
+
+
+@contextmanager
+def labelled_steps() -> Iterator[None]:
+    """The profiler sees a recurrence's decode step under one label."""
+    before: tuple[Any, Any] = functional.mlstm_step, functional.slstm_step
+
+    def labelled(step: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            with record_function(STEP):
+                return step(*arguments, **options)
+
+        return run
+
+    functional.mlstm_step, functional.slstm_step = map(labelled, before)
+    try:
+        yield
+    finally:
+        functional.mlstm_step, functional.slstm_step = before
+
+
+def main(out: Path) -> None:
+    """Prints the shares and keeps them in ``out``."""
+    print(f"default model of `python -m xlstm_cuda train`, CPU, {torch.get_num_threads()} threads, float32")
+    found = {}
+    for name, measured in (("training step", training), ("decode step", decoding)):
+        found[name] = measured()
+        print(f"{name:14} {found[name]}", flush=True)
+    rest = {name: {**asdict(one), "rest": dict(list(one.rest.items())[:12])} for name, one in found.items()}
+    content = {"commit": commit(), "threads": torch.get_num_threads(), "shares": rest}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FILE).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,54 @@
+// conv.h - the blocks' causal depthwise convolution on a CPU, float and double.
+//   y_s = b + sum_j w_j x_{s+j}            x (B, S+K-1, D), w (K, D), b (D), y (B, S, D), all contiguous
+//   dx_t = sum_j w_j dy_{t-j},  dw_j = sum_{b,s} dy_s x_{s+j},  db = sum_{b,s} dy_s
+#pragma once
+#include <cstdint>
+
+namespace xlstm::cpu {
+
+struct ConvShape {
+  int64_t B = 0, S = 0, D = 0, K = 0;
+  int64_t padded() const { return S + K - 1; }
+};
+
+// Steps of a tile, the unit of work of a thread; sums over steps are kept per tile, so the bits do not depend on the threads.
+constexpr int64_t kConvTile = 128;
+constexpr int64_t conv_tiles(int64_t steps) { return (steps + kConvTile - 1) / kConvTile; }
+
+template <typename Real>
+struct ConvForward {
+  ConvShape shape;
+  const Real *x = nullptr, *w = nullptr, *b = nullptr;
+  Real* y = nullptr;
+};
+template <typename Real>
+struct ConvBackward {
+  ConvShape shape;
+  const Real *x = nullptr, *w = nullptr, *dy = nullptr;
+  Real* dx = nullptr;
+  Real* sums = nullptr;  // (B, conv_tiles(S + K - 1), K + 1, D): dw_j and then db of every tile
+};
+
+template <typename Real>
+void conv_forward(const ConvForward<Real>& p, int threads);
+template <typename Real>
+void conv_backward(const ConvBackward<Real>& p, int threads);
+
+// Steps [first, end) of a row, compiled once per instruction set; backward's are steps of the padded input.
+#define XLSTM_CONV_TILES                                                                     \
+  template <typename Real>                                                                   \
+  void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end); \
+  template <typename Real>                                                                   \
+  void conv_backward_tile(const ConvBackward<Real>& p, int64_t b, int64_t first, int64_t end, Real* sums);
+namespace baseline {
+XLSTM_CONV_TILES
+}
+namespace avx2 {
+XLSTM_CONV_TILES
+}
+namespace avx512 {
+XLSTM_CONV_TILES
+}
+#undef XLSTM_CONV_TILES
+
+}  // namespace xlstm::cpu

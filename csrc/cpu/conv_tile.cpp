@@ -1,0 +1,55 @@
+// conv_tile.cpp - the convolution over some steps of a row, vectorised over features, compiled once per instruction set
+// (XLSTM_ISA names the namespace).
+#include <algorithm>
+
+#include "cpu/conv.h"
+
+namespace xlstm::cpu {
+namespace {
+
+// out += a b over D features
+template <typename Real>
+void multiply_add(int64_t D, const Real* __restrict__ a, const Real* __restrict__ b, Real* __restrict__ out) {
+  for (int64_t d = 0; d < D; ++d) out[d] += a[d] * b[d];
+}
+
+}  // namespace
+
+namespace XLSTM_ISA {
+
+template <typename Real>
+void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end) {
+  const auto [B, S, D, K] = p.shape;
+  for (int64_t s = first; s < end; ++s) {
+    Real* const y = p.y + (b * S + s) * D;
+    const Real* const x = p.x + (b * p.shape.padded() + s) * D;
+    std::copy(p.b, p.b + D, y);
+    for (int64_t j = 0; j < K; ++j) multiply_add(D, p.w + j * D, x + j * D, y);
+  }
+}
+
+template <typename Real>
+void conv_backward_tile(const ConvBackward<Real>& p, int64_t b, int64_t first, int64_t end, Real* sums) {
+  const auto [B, S, D, K] = p.shape;
+  std::fill(sums, sums + (K + 1) * D, Real(0));
+  for (int64_t t = first; t < end; ++t) {
+    Real* const dx = p.dx + (b * p.shape.padded() + t) * D;
+    std::fill(dx, dx + D, Real(0));
+    for (int64_t j = std::max<int64_t>(0, t - S + 1); j < K && j <= t; ++j) {
+      multiply_add(D, p.w + j * D, p.dy + (b * S + t - j) * D, dx);
+    }
+    if (t >= S) continue;
+    const Real* const dy = p.dy + (b * S + t) * D;
+    const Real* const x = p.x + (b * p.shape.padded() + t) * D;
+    for (int64_t j = 0; j < K; ++j) multiply_add(D, dy, x + j * D, sums + j * D);
+    for (int64_t d = 0; d < D; ++d) sums[K * D + d] += dy[d];
+  }
+}
+
+template void conv_forward_tile(const ConvForward<float>&, int64_t, int64_t, int64_t);
+template void conv_forward_tile(const ConvForward<double>&, int64_t, int64_t, int64_t);
+template void conv_backward_tile(const ConvBackward<float>&, int64_t, int64_t, int64_t, float*);
+template void conv_backward_tile(const ConvBackward<double>&, int64_t, int64_t, int64_t, double*);
+
+}  // namespace XLSTM_ISA
+}  // namespace xlstm::cpu

@@ -1,0 +1,36 @@
+// mlstm_step.h - one token of the mLSTM on a CPU (M1-M3 of csrc/mlstm/README.md), float and double.
+#pragma once
+#include <cstdint>
+
+namespace xlstm::cpu {
+
+// A row is one head of one sequence. All tensors are contiguous: q, k (rows, DHQK), v (rows, DHHV), i, f, m (rows),
+// C (rows, DHQK, DHHV), n (rows, DHQK), h (rows, DHHV). The *_last are the new state and never alias the old one.
+template <typename Real>
+struct MlstmStep {
+  int64_t rows = 0, DHQK = 0, DHHV = 0;
+  const Real *q = nullptr, *k = nullptr, *v = nullptr, *i = nullptr, *f = nullptr;
+  const Real *C = nullptr, *n = nullptr, *m = nullptr;
+  Real *h = nullptr, *C_last = nullptr, *n_last = nullptr, *m_last = nullptr;
+  Real scale = 1, eps = 0;
+  bool sigmoid_igate = false, normalize = true;
+};
+
+template <typename Real>
+void mlstm_step(const MlstmStep<Real>& p, int threads);
+
+// One row, compiled once per instruction set.
+namespace baseline {
+template <typename Real>
+void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
+}
+namespace avx2 {
+template <typename Real>
+void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
+}
+namespace avx512 {
+template <typename Real>
+void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
+}
+
+}  // namespace xlstm::cpu

@@ -1,0 +1,216 @@
+"""The benchmark's parts: gate, interleaved times, records, comparison, report, and a run from end to end on tiny shapes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("bench", reason="bench/ is only in a checkout")
+
+from bench import __main__ as command
+from bench import compare, gate, measure, memory, peers, plots, records, report, table
+from bench.contenders import Case, Contender, Prepared, Unusable
+from bench.suites import SUITES, block, decode, mlstm, slstm
+from bench.timing import Timing, interleaved, ratio
+
+CPU = torch.device("cpu")
+
+
+def linear(factor: float):
+    """A contender that computes y = 2 x for factor 2, forward and backward."""
+
+    def build(shape, device, dtype):
+        x = torch.arange(1.0, 1 + shape["S"], dtype=dtype).requires_grad_()
+        return Prepared(lambda: factor * x, {"x": x})
+
+    return build
+
+
+def case(*contenders: Contender, **options) -> Case:
+    return Case("toy", "cell", {"B": 1, "S": 8}, {"B": 1, "S": 4}, contenders, {"exact": linear(2.0)}, **options)
+
+
+def missing(*_) -> Prepared:
+    raise Unusable("nothing is not importable: no module")
+
+
+def failing(*_) -> Prepared:
+    raise ZeroDivisionError("division\nby zero")
+
+
+def test_gate_lets_right_results_through_and_stops_wrong_ones():
+    right, wrong = Contender("right", linear(2.0)), Contender("wrong", linear(2.001), against="right")
+    outcome = measure.measure(case(right, wrong), CPU, seconds=0.01)
+    assert [record.contender for record in outcome.records] == ["right"]
+    assert outcome.red == ["wrong"]
+    assert "RED GATE" in table.cases(outcome)
+
+
+def test_gate_sees_a_wrong_gradient_and_a_nan():
+    def wrong_gradient(shape, device, dtype):
+        x = torch.arange(1.0, 1 + shape["S"], dtype=dtype).requires_grad_()
+        return Prepared(lambda: 2 * x + (x - x.detach()), {"x": x})
+
+    for build in (wrong_gradient, linear(float("nan"))):
+        assert not gate.run_gate(case(), Contender("wrong", build), CPU, {}).green
+
+
+def test_a_contender_that_cannot_run_costs_only_its_own_line():
+    contenders = Contender("right", linear(2.0)), Contender("missing", missing), Contender("failing", failing)
+    outcome = measure.measure(case(*contenders, Contender("long", linear(2.0), limits={"S": 4})), CPU, seconds=0.01)
+    assert [record.contender for record in outcome.records] == ["right"]
+    assert outcome.left_out == {
+        "missing": "nothing is not importable: no module",
+        "failing": "failed: ZeroDivisionError: division by zero",
+        "long": "slow: measured only for S <= 4",
+    }
+    assert outcome.red == []
+
+
+def test_timing_interleaves_and_gives_slow_calls_fewer_runs():
+    order = []
+
+    def clock(call, repeats):
+        call()
+        return {"a": 1.0, "b": 100.0}[order[-1]]
+
+    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, clock, seconds=0.4, most=5)
+    assert (times["a"].runs, times["b"].runs) == (5, 2)
+    assert order[4:8] == ["a", "b", "a", "b"]
+    assert ratio(times["b"], times["a"]) == 100.0
+
+
+def test_ratio_is_of_the_same_rounds():
+    assert ratio(Timing((2.0, 40.0, 6.0)), Timing((1.0, 20.0, 3.0, 100.0))) == 2.0
+
+
+def record(**changes) -> records.Record:
+    environment = {"processor": "P", "isa": "avx2", "threads": 1, "cores": 2, "load": 0.1, "torch": "2", "commit": "abc",
+                   "date": "today", "peers": {"xlstm": "1"}}  # fmt: skip
+    default = records.Record(
+        "toy", "cell", "cell B1 S8 float32", {"B": 1, "S": 8}, "float32", "forward", "ours", "cpu", "time", 2.0, 1.9, 2.2, 5, 8,
+        {"verdict": "agrees", "errors": {"output": 1e-7}, "tolerance": 1e-4, "shape": {"S": 4}}, {}, environment,
+    )  # fmt: skip
+    return replace(default, **changes)
+
+
+def test_records_are_read_back_and_replaced_by_newer_ones(tmp_path):
+    path = tmp_path / records.FILE
+    records.save(path, [record(), record(contender="peer")])
+    records.save(path, [record(median=3.0)])
+    assert records.load(path) == [record(median=3.0), record(contender="peer")]
+
+
+@pytest.mark.parametrize("content", ["{}\n", "no json\n", '["format"]\n', json.dumps({"format": records.FORMAT}) + "\n", "\xff"])
+def test_a_file_that_is_not_ours_is_named(tmp_path, content, capsys):
+    path = tmp_path / "old.jsonl"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(records.NotOurResults, match=r"old\.jsonl"):
+        records.load(path)
+    assert command.main(["decode", "--compare", str(path)]) == 2
+    assert "--compare" in capsys.readouterr().err
+
+
+def test_compare_shows_what_got_slower_and_not_what_stayed_within_its_spread():
+    old = [record(contender=name) for name in ("slower", "noisy", "faster")]
+    new = [
+        record(contender="slower", median=3.0, minimum=2.9),
+        record(contender="noisy", median=3.0, minimum=1.8),
+        record(contender="faster", median=1.0, minimum=0.9),
+    ]
+    lines = compare.report(old, new).splitlines()
+    assert len(lines) == 2 and "SLOWER 1.50x" in lines[0] and "slower, time" in lines[0]
+    assert lines[1].startswith("compare: 1 of 3")
+    assert "hold no measurement" in compare.report(old, [record(case="another")])
+
+
+def test_plots_are_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = [record(shape={"B": 1, "S": S}, case=f"S{S}", ratios={"ours": 2.0}) for S in (8, 16)]
+    drawn = plots.draw(found, tmp_path)
+    assert sorted(path.name for path in drawn) == ["ratios.png", "toy-cell.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_peers_that_are_missing_say_why():
+    with pytest.raises(Unusable, match="no_such_peer is not importable: ModuleNotFoundError"):
+        peers.load("no_such_peer")
+    assert len(peers.report()) == len(peers.PEERS)
+
+
+def small(one: Case) -> Case:
+    """The same case at its gate's shape."""
+    return replace(one, shape=one.gate_shape)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suite_on_the_cpu_has_no_red_gate_and_no_failure(suite):
+    first = SUITES[suite](CPU, True)[0]
+    outcome = measure.measure(small(first), CPU, seconds=0.01)
+    assert outcome.red == []
+    failures = {name: reason for name, reason in outcome.left_out.items() if "not importable" not in reason}
+    assert failures == {}
+    assert outcome.records and all(one.gate["verdict"] != "disagrees" for one in outcome.records)
+
+
+def test_layers_in_place_of_nn_lstm_are_timed():
+    outcome = measure.measure(small(SUITES["slstm"](CPU, True)[1]), CPU, seconds=0.01)
+    assert [one.contender for one in outcome.records] == ["xlstm_cuda.sLSTM", "torch.nn.LSTM"]
+    assert outcome.records[1].ratios.keys() == {"xlstm_cuda.sLSTM"}
+
+
+@pytest.mark.parametrize("suite", [block, decode, mlstm, slstm])
+def test_quick_cases_are_fewer(suite):
+    for device in (CPU, torch.device("cuda")):
+        assert len(suite.cases(device, True)) < len(suite.cases(device, False))
+
+
+def test_state_of_the_model_does_not_grow_and_the_transformers_does():
+    sizes = {
+        build: [build({"B": 1, "S": S}, CPU, torch.float32).state_bytes for S in (8, 64)]
+        for build in (decode.ours(), decode.transformer)
+    }
+    (ours_short, ours_long), (short, long) = sizes.values()
+    assert ours_short == ours_long and long > 4 * short
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="peak memory is read from Linux' /proc")
+def test_memory_of_blocks_is_measured_in_a_process_of_its_own():
+    cases = block.cases(CPU, True)[:2]
+    peaks = memory.peaks_cpu("sLSTM block", cases, quick=True)
+    shortest, longer = (peaks[one.name] for one in cases)
+    assert 0 < shortest < longer < 100
+
+
+def test_command_prints_a_table_and_writes_records_and_plots(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SUITES, "decode", lambda device, quick: [small(decode.cases(device, True)[0])])
+    assert command.main(["decode", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "xlstm_cuda" in out and "tokens/s" in out and "state" in out and "x xlstm_cuda" in out
+    found = records.load(tmp_path / records.FILE)
+    assert {one.metric for one in found} == {"time", "state"}
+    assert all(one.environment["commit"] for one in found)
+
+
+def test_command_stops_at_its_budget(tmp_path, capsys):
+    assert command.main(["decode", "--quick", "--device", "cpu", "--out", str(tmp_path), "--budget", "-1"]) == 0
+    assert "4 of 4 cases were not started" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not report.RESULTS.exists(), reason="bench/results is only in a checkout")
+def test_performance_page_is_what_the_results_say():
+    assert report.PAGE.read_text() == report.render(), "refresh with `python -m bench.report`"
+
+
+def test_performance_page_says_where_there_is_no_gpu_result(tmp_path):
+    records.save(tmp_path / "somewhere" / records.FILE, [record()])
+    records.save(tmp_path / "local" / records.FILE, [record(contender="of this machine")])
+    page = report.render(tmp_path)
+    assert "There is no result yet" in page and "| ours | 2 (1.9 to 2.2, 5) |" in page and "of this machine" not in page
+    gpu = {**record().environment, "gpu": {"name": "H100", "driver_version": "580"}}
+    records.save(tmp_path / "gpu" / records.FILE, [record(device="cuda", environment=gpu)])
+    page = report.render(tmp_path)
+    assert "There is no result yet" not in page and "## H100" in page

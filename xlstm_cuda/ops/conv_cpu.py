@@ -1,0 +1,48 @@
+"""The blocks' causal depthwise convolution on the CPU: allocates and hands pointers to csrc/cpu/conv.h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..native import _C
+
+_FORWARD = {torch.float32: _C.conv_forward_cpu_float32, torch.float64: _C.conv_forward_cpu_float64}
+_BACKWARD = {torch.float32: _C.conv_backward_cpu_float32, torch.float64: _C.conv_backward_cpu_float64}
+
+
+def usable(x: Tensor) -> bool:
+    """Whether `forward` and `backward` take this input; torch.compile needs PyTorch's operators."""
+    return x.dtype in _FORWARD and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (B, S+K-1, D), weight (K, D), bias (D), all of one dtype -> y (B, S, D)."""
+    B, padded, D = x.shape
+    K = weight.shape[0]
+    S = padded - K + 1
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    y = x.new_empty((B, S, D))
+    _FORWARD[x.dtype](
+        shape=(B, S, D, K),
+        x=x.data_ptr(),
+        w=weight.data_ptr(),
+        b=bias.data_ptr(),
+        y=y.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return y
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dweight (K, D), dbias (D) from dy (B, S, D)."""
+    B, padded, D = x.shape
+    K = weight.shape[0]
+    x, weight, dy = x.contiguous(), weight.contiguous(), dy.contiguous()
+    dx, sums = torch.empty_like(x), x.new_empty((B * _C.conv_tiles(padded), K + 1, D))
+    _BACKWARD[x.dtype](
+        shape=(B, padded - K + 1, D, K), x=x.data_ptr(), w=weight.data_ptr(), dy=dy.data_ptr(), dx=dx.data_ptr(),
+        sums=sums.data_ptr(), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    total = sums.sum(0)
+    return dx, total[:K], total[K]
