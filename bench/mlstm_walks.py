@@ -56,7 +56,9 @@ def measure(sm: int, DHQK: int, DHHV: int, dtype: torch.dtype = torch.bfloat16, 
     shapes = ((1, S, 1, DHQK), (1, S, 1, DHQK), (1, S, 1, DHHV), (1, S, 1), (1, S, 1))
     operands = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     with simt.options(sm=sm), simt.profile() as launches:
-        functional.mlstm(*operands, backend="simt").float().square().sum().backward()
+        h = functional.mlstm(*operands, backend="simt")
+        assert isinstance(h, torch.Tensor)
+        h.float().square().sum().backward()
     name = str(dtype).removeprefix("torch.")
     by_name = {launch["kernel"]: launch for launch in launches}
     return {use: _walk(use, by_name[f"mlstm_walk_{use}<{name}>"], S, DHQK, DHHV) for use in USES}

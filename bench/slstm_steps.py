@@ -213,7 +213,10 @@ def main() -> int:
     parser.add_argument("--arch", default="90a")
     parser.add_argument("--show", default="", help="print the usual step of kernels whose name contains this")
     arguments = parser.parse_args()
-    nvcc, cuobjdump = find_nvcc(), find_cuobjdump()
+    nvcc = find_nvcc()
+    if not nvcc:
+        raise SystemExit("slstm_steps needs nvcc: set CUDA_HOME to a CUDA toolkit")
+    cuobjdump = find_cuobjdump(nvcc)
     if not cuobjdump:
         raise SystemExit("slstm_steps needs cuobjdump: a CUDA toolkit, or the wheels nvidia-cuda-cuobjdump and nvidia-nvdisasm")
     target = f"arch=compute_{arguments.arch},code=sm_{arguments.arch}"
