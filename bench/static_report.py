@@ -139,7 +139,8 @@ def main() -> int:
             for kernel in parse(text, file, architecture):
                 hmma, ffma = counts.get(kernel.name, (-1, -1))
                 kernels.append(replace(kernel, hmma=hmma, ffma=ffma))
-                if hmma == 0 and "walk_kernel" in kernel.name:
+                # Walks whose tile the architecture does not use are empty, with a handful of registers.
+                if hmma == 0 and "walk_kernel" in kernel.name and kernel.registers > 16:
                     problems.append(f"{file.name} for {architecture}: no tensor-core instruction in {kernel.name}")
     print(f"{'file':24} {'arch':10} {'registers':>9} {'spill B':>7} {'stack B':>7} {'smem B':>7} {'HMMA':>5} {'FFMA':>5}  kernel")
     for k in sorted(kernels, key=lambda k: (k.file, k.name, k.architecture)):
