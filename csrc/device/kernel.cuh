@@ -24,10 +24,16 @@
 #else
 #define XLSTM_HAS_WGMMA 0
 #endif
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || (defined(__CUDA_ARCH_FAMILY_SPECIFIC__) && XLSTM_DEVICE_ARCH / 100 == 10)
+#define XLSTM_ONLY_LARGE_SHARED_MEMORY true
+#else
+#define XLSTM_ONLY_LARGE_SHARED_MEMORY false
+#endif
 #else
 #include "simt/cuda_builtins.h"
 #define XLSTM_DEVICE_ARCH 900
 #define XLSTM_HAS_WGMMA 1
+#define XLSTM_ONLY_LARGE_SHARED_MEMORY false  // the executor plays every GPU
 // Static shared memory: XLSTM_SHARED(tile, float[32][33]). The local struct is one key per declaration and instantiation.
 #define XLSTM_SHARED(name, ...)                                                                                   \
   struct XlstmSharedKey_##name {};                                                                                \
@@ -53,10 +59,8 @@ using Identity = typename detail::Identity<T>::type;  // lets a macro take a typ
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The most shared memory that a block can ask for on the architecture this is compiled for (static and dynamic together).
-constexpr int kMostSharedBytes = XLSTM_DEVICE_ARCH == 800 || XLSTM_DEVICE_ARCH == 870                                ? 163 << 10
-                                 : XLSTM_DEVICE_ARCH == 860 || XLSTM_DEVICE_ARCH == 890 || XLSTM_DEVICE_ARCH >= 1200 ? 99 << 10
-                                                                                                                     : 227 << 10;
+// Compiled only for GPUs on which a block can ask for 227 KiB of shared memory? Not so for PTX, which may run on any later GPU.
+constexpr bool kOnlyLargeSharedMemory = XLSTM_ONLY_LARGE_SHARED_MEMORY;
 
 // Dynamic shared memory, aligned to 1024 bytes; its size is LaunchConfig::shared_bytes.
 template <class T>

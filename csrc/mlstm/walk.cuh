@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   using W = WalkTraits<Element, T, USE>;
   using R = typename W::R;
   using Shared = typename W::Shared;
-  // Never launched where the tile does not fit; there it is not compiled either.
-  if constexpr (Shared::BYTES > device::kMostSharedBytes) return;
+  // Empty where every GPU that may run it gets a better tile.
+  if constexpr (device::kOnlyLargeSharedMemory && T::kBetterTileFrom <= 227 * 1024) return;
   constexpr int C = T::C, BO = T::BO, L = T::L, MT = T::MT, MR = T::MR, MO = T::MO, OT = T::OT;
 
   const WalkPlace<W> at(p, !STATES_ONLY);

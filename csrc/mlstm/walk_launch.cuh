@@ -23,6 +23,12 @@
 
 namespace xlstm::mlstm {
 
+using Wide128 = Tile<128, 128, 64, 2, 128, 4, 2>;
+using Wide256 = Tile<256, 128, 64, 2, 256, 4, 2>;
+struct Wide256OneStage : Tile<256, 128, 64, 1, 256, 4, 2> {
+  static constexpr int kBetterTileFrom = WalkShared<Wide256>::BYTES;
+};
+
 template <class T, class Visit>
 auto visit_everywhere(Visit&& visit) {
   static_assert(WalkShared<T>::BYTES <= 99 * 1024, "fits the GPUs with the least shared memory: sm_86, sm_89, sm_120");
@@ -38,9 +44,6 @@ auto with_narrow_tile_of_64_steps(int c, Visit&& visit) {
 
 template <WalkUse USE, class Visit>
 auto with_tile(int L, int c, int o, int shared_memory, Visit&& visit) {
-  using Wide128 = Tile<128, 128, 64, 2, 128, 4, 2>;
-  using Wide256 = Tile<256, 128, 64, 2, 256, 4, 2>;
-  using Wide256OneStage = Tile<256, 128, 64, 1, 256, 4, 2>;
   if (L == 32) {
     if (c <= 256) return visit_everywhere<Tile<256, 128, 32, 2, 256, 4, 2>>(visit);
     // H keeps n beside S, and with 64 columns of O that is more than there are registers.

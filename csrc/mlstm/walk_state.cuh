@@ -39,7 +39,8 @@ struct WalkState {
 #pragma unroll
     for (int mo = 0; mo < MO; ++mo)
 #pragma unroll
-      for (int ct = 0; ct < CW / 8; ++ct)
+      for (int ct = 0; ct < CW / 8; ++ct) {
+        if constexpr (XLSTM_DEVICE_ARCH >= 1000) __syncwarp();  // else ptxas holds all addresses at once, and spills
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int o = at.o_warp + mo * 16 + at.group + h * 8,
@@ -53,6 +54,7 @@ struct WalkState {
           S[mo][ct][2 * h] = v.x;
           S[mo][ct][2 * h + 1] = v.y;
         }
+      }
     if (DELTA && vector && at.quad == 0)
 #pragma unroll
       for (int mo = 0; mo < MO; ++mo)

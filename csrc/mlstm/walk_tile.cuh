@@ -18,6 +18,7 @@ struct Tile {
   static constexpr int MT = L / 16, MR = MT / ROW_PASSES, NT = L / 8;  // row tiles, row tiles of a pass, key tiles
   static constexpr int OT = 2 * MO;                                    // 8-column tiles of O of a warp
   static constexpr int KEPT = MR * OT / WC;                            // tiles of O a warp keeps after the sum over wc
+  static constexpr int kBetterTileFrom = 1 << 30;  // bytes of shared memory from which a device gets another tile instead
   // A B^T is dealt to the warps in jobs of 16 x 8 PN inside the triangle. Nibble j of ROW, KEY: row tile and first key tile of
   // job j.
   static constexpr int PN = L == 64 ? 4 : WARPS > 4 ? 1 : 2;
