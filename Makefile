@@ -15,6 +15,7 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 	$(PYTHON) python_tests/slstm_mutants.py
+	$(PYTHON) python_tests/slstm_split_mutants.py
 
 static-report:  ## every kernel through nvcc: registers, spills, shared memory, warnings; ARCH=90a for one architecture
 	$(PYTHON) -m bench.static_report $(ARCH:%=--arch %)

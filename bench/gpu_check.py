@@ -44,6 +44,7 @@ def stages(python: str, architecture: str, backend: str) -> list[Stage]:
     build = {"XLSTM_SELFTEST": "ON", "XLSTM_CUDA": "ON", "CUDAARCHS": architecture}
     kernel_tests = ["python_tests/test_mlstm_step_kernel.py", "python_tests/test_mlstm.py", "python_tests/test_mlstm_kernels.py"]
     kernel_tests += ["python_tests/test_simt_tile.py", "python_tests/test_slstm_kernels.py"]
+    kernel_tests += ["python_tests/test_slstm_split_kernels.py"]
     kernel_tests += ["python_tests/test_slstm_step_kernel.py", "python_tests/test_slstm_kernel_ops.py"]
     return [
         Stage("1-install", 150, [["nvidia-smi"], install, [python, "-c", ENVIRONMENT]], build),
