@@ -251,12 +251,12 @@ def test_gradients_through_pieces_equal_those_of_the_whole():
 @pytest.mark.parametrize("every", [1, 7, 20])
 def test_checkpoints_give_the_same_gradients(every, backend):
     case = make_case(3, 20, 2, 6, reset=torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.1)
-    kept = run(case, backend)
+    kept = run(case, backend, torch.float32)
     case.options["checkpoint_every"] = every
-    again = run(case, backend)
+    again = run(case, backend, torch.float32)
     for name in NAMES:
         if name in ("dR", "db"):
-            torch.testing.assert_close(again[name], kept[name], rtol=1e-12, atol=1e-12)
+            assert error(again[name], kept[name].double()) < 1e-6
         else:
             assert torch.equal(again[name], kept[name]), name
 
