@@ -15,6 +15,7 @@ test-deep:  ## the wide grid, races, address checks, planted bugs; install with 
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 	$(PYTHON) python_tests/slstm_mutants.py
+	$(PYTHON) python_tests/slstm_split_mutants.py
 
 wheel:  ## the release wheel into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one architecture
 	$(PYTHON) -u .ci/release_wheel.py

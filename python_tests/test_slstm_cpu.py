@@ -247,6 +247,20 @@ def test_gradients_through_pieces_equal_those_of_the_whole():
         torch.testing.assert_close(got, truth, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("every", [1, 7, 20])
+def test_checkpoints_give_the_same_gradients(every, backend):
+    case = make_case(3, 20, 2, 6, reset=torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.1)
+    kept = run(case, backend, torch.float32)
+    case.options["checkpoint_every"] = every
+    again = run(case, backend, torch.float32)
+    for name in NAMES:
+        if name in ("dR", "db"):
+            assert error(again[name], kept[name].double()) < 1e-6
+        else:
+            assert torch.equal(again[name], kept[name]), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 def test_step_equals_one_step_of_the_sequence(dtype, forget_gate):

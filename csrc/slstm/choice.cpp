@@ -1,7 +1,7 @@
 // choice.cpp - the table of choice.h.
 //
-// resident holds R of a head in one block: to DH 128 in registers with 16-bit elements, in shared memory with float32 (backward
-// is the larger: R 4 DH^2, dg 64 DH, slots 4 * 56 DH floats or so).  cluster needs sm_90; grid is the rest.
+// resident holds R of a head in one block: in registers with 16-bit elements, in shared memory with float32 (backward needs most:
+// R 4 DH^2, dg 64 DH, slots 56 DH floats). cluster needs sm_90 and its shared memory; grid is the rest.
 #include "slstm/choice.h"
 
 #include <stdexcept>

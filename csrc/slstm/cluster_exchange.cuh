@@ -49,9 +49,11 @@ struct ClusterBarriers {
     device::cluster_sync();
   }
   XLSTM_DEVICE void wait(int e) const { device::mbarrier_wait_cluster(&full[e % 2], unsigned(e - 1) / 2 % 2); }
-  // After the block's barrier behind its reads of exchange e - 1, by one warp.
+  // After the block's barrier behind its reads of exchange e - 1. By the last warp: it has the least to do, no cells in backward
+  // and those of the last row in forward, and a release waits for what its warp has in flight (MEMBAR.ALL.GPU).
   XLSTM_DEVICE void arrive(int e, unsigned bytes) const {
-    const int to = int(threadIdx.x);
+    const int to = int(threadIdx.x) - int(blockDim.x) + 32;
+    if (to < 0) return;
     if (to == rank)
       device::mbarrier_arrive_expect_bytes(&full[e % 2], bytes);
     else if (to < blocks)
@@ -87,7 +89,7 @@ struct ClusterForwardExchange {
       if (product.input(i) < DH) operand[i] = device::load_word<uint4>(from + product.step_index(i) * 32);
   }
   XLSTM_DEVICE void after_barrier(int e, bool more) const {
-    if (more && threadIdx.x < 32) barriers.arrive(e, unsigned(DH) * kSplitRows * 2);
+    if (more) barriers.arrive(e, unsigned(DH) * kSplitRows * 2);
   }
   // Eight neighbouring lanes hold eight neighbouring units of one row: each gets the packet, and sends it to every eighth block.
   XLSTM_DEVICE void publish(int e, Element value, int row, int unit, int) const {
@@ -138,9 +140,7 @@ struct ClusterBackwardExchange {
     }
     return sum;
   }
-  XLSTM_DEVICE void after_barrier(int e) const {
-    if (threadIdx.x < 32) barriers.arrive(e, bytes);
-  }
+  XLSTM_DEVICE void after_barrier(int e) const { barriers.arrive(e, bytes); }
   XLSTM_DEVICE void send(int e, int piece, int at, const float4& v) const {
     float* to = part(e, barriers.rank) + piece % PIECES * 128 + at * 4;
     const uint4 words{__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};

@@ -12,8 +12,8 @@ enum class KernelKind { Resident, Cluster, Grid };
 
 // "Element" is float32, bfloat16 or float16; "tails" are float16 where Element has 16 bits, else float32. DH is a multiple of 8
 // (the caller pads, with zeros); P = DH. All strides in elements; x and dh have unit last stride and every row begins at a
-// multiple of 16 bytes. A kind's backward reads what the same kind's forward saved. The sign of a saved sf is free (sf >= 0):
-// the resident kernels set it at a reset.
+// multiple of 16 bytes. Any kind's backward reads what any kind's forward saved. The sign of a saved sf (sf >= 0) marks a
+// reset.
 struct KernelForward {
   Shape shape;
   ElementType element;

@@ -10,7 +10,8 @@
 //   step t - 2 lets x_t land, every thread takes its own x_t during step t - 1, and step t requests x_{t+STAGES} into the slot.
 // Rows of different lengths (cu_seqlens): a row that has ended goes on with x = 0 and stores nothing; its final state is written
 //   at its last step.  A reset makes h_{t-1} zero in shared memory and assigns the fresh state; it is marked for backward by the
-//   sign of sf.  Flags come from global memory three steps ahead, through registers of eight threads and a ring of four slots.
+//   sign of sf.  Flags come from global memory three steps ahead, through registers of eight threads and a ring of four slots;
+//   without RESETS the kernel carries nothing of this.
 // Shared memory: h and x of PITCH elements per row (bank conflicts: none), for float32 R too.
 // Precision: sums, gates and states float32; h is rounded to Element where it enters R and the output, h_last is not.
 #pragma once

@@ -3,7 +3,7 @@
 // Per step:  exchange.receive   h_{t-1} of the whole head, each warp its K groups, straight into mma registers
 //            product.multiply   partial sums of the block's gates into shared memory
 //            __syncthreads      the only block barrier of a step: the K groups of all warps are there
-//            cell               one thread per (row, unit): raw = b + sums + x, S1-S3 in float32 registers
+//            cell               one thread per (row, unit): raw = sums + b + x, S1-S3 in float32 registers
 //            exchange.publish   the block's slice of h_t
 // x of step t + 1 is requested in step t, behind the publication; what is saved is stored there too.
 // A row that has ended, or does not exist, multiplies zeros: the rows of an mma's N never mix, so neither do their NaN.

@@ -124,14 +124,16 @@ struct TensorForward {
             float4{sums[pair][0][e], sums[pair][0][2 + e], sums[pair][1][e], sums[pair][1][2 + e]});
   }
 
-  // b + R h of one cell, K groups added in their order.
+  // R h + b of one cell, K groups added in their order.
   XLSTM_DEVICE void gates(float (&raw)[4], int row, int unit) const {
-    device::load_vector(raw, reinterpret_cast<const float*>(bias + unit));
+    raw[0] = raw[1] = raw[2] = raw[3] = 0.0f;
 #pragma unroll
     for (int k = 0; k < K_GROUPS; ++k) {
       const float4 part = device::load_word<float4>(partial + (k * kSplitRows + row) * PITCH + unit);
       raw[0] += part.x, raw[1] += part.y, raw[2] += part.z, raw[3] += part.w;
     }
+    const float4 b = device::load_word<float4>(bias + unit);  // last, as x is: a large gate must not round the sum's addends
+    raw[0] += b.x, raw[1] += b.y, raw[2] += b.z, raw[3] += b.w;
   }
 };
 

@@ -122,11 +122,13 @@ struct FmaForward {
   }
 
   XLSTM_DEVICE void gates(float (&raw)[4], int row, int unit) const {
-    device::load_vector(raw, reinterpret_cast<const float*>(bias + unit));
+    raw[0] = raw[1] = raw[2] = raw[3] = 0.0f;
 #pragma unroll
     for (int k = 0; k < K_GROUPS; ++k)
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) raw[gate] += partial[(k * 4 + gate) * GATE_PITCH + row * UNITS + unit];
+    const float4 b = device::load_word<float4>(bias + unit);
+    raw[0] += b.x, raw[1] += b.y, raw[2] += b.z, raw[3] += b.w;
   }
 };
 

@@ -208,14 +208,17 @@ class _Call:
 
 
 def _weight_gradient(dx: Tensor, h_before: Tensor) -> Tensor:
-    """dR = dx^T h, one product per gate over all rows and steps, summed in float32."""
+    """dR = dx^T h, one product per gate over all rows and steps; sums and result in float32."""
     B, S, _, NH, DH = dx.shape
     dR = torch.empty((4, NH, DH, DH), dtype=torch.float32, device=dx.device)
     gates, by_head = dx.view(B * S, 4, NH, DH).permute(1, 2, 3, 0), h_before.reshape(B * S, NH, DH).transpose(0, 1)
-    if dx.device.type != "cuda":
+    on_gpu = dx.device.type == "cuda"
+    if not on_gpu:
         gates, by_head = gates.float(), by_head.float()
+    # from torch 2.8 on; before, 16-bit operands give a result rounded to 16 bits
+    wide = on_gpu and dx.dtype != torch.float32 and hasattr(torch.ops.aten.bmm, "dtype")
     for gate in range(4):
-        dR[gate] = torch.bmm(gates[gate], by_head)
+        dR[gate] = torch.bmm(gates[gate], by_head, torch.float32) if wide else torch.bmm(gates[gate], by_head)
     return dR
 
 
