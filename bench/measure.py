@@ -14,7 +14,6 @@ from .records import Record
 from .timing import Timing, interleaved, ratio, wall_clock
 from .timing_cuda import EventClock, captured
 
-
 TRUTHS: Truths = {}  #: of every gate shape so far
 
 
