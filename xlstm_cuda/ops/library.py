@@ -32,6 +32,16 @@ def define(name: str, schema: str, impl: Callable, fake: Callable) -> Callable:
     return getattr(torch.ops.xlstm_cuda, name).default
 
 
+def must_dispatch(x: Tensor) -> bool:
+    """Whether the op itself has to be called: by a compiler, in a mode (fake tensors, flop counting), on a tensor subclass.
+
+    Decoding steps otherwise call the implementation, because the op's dispatch costs more than the step.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
+
+
 class _DifferentiableOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
 from .chunkwise.states import State
-from .library import define, differentiable_once
+from .library import define, differentiable_once, must_dispatch
 
 KERNEL_BACKENDS = ("cuda", "simt")
 
@@ -143,7 +143,7 @@ def mlstm_step(
         return mlstm_step_kernel.mlstm_step(
             q, k, v, i, f, state, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
         )
-    if torch.compiler.is_compiling():  # the compiler needs an op; in eager mode its dispatch would cost more than the step
+    if must_dispatch(q):
         h, C, n, m, _ = _forward(
             *(x.unsqueeze(1) for x in (q, k, v, i, f)), *state, None, scale, igate, normalize, eps, None, backend
         )
