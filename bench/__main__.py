@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"plot {picture}")
     if old:
         print("\n" + comparison(old, found))
-    return 1 if red else 0
+    return 1 if any(not peers.is_peer(name) for name in red) else 0
 
 
 def run(

@@ -65,6 +65,7 @@ class Case:
     truths: the definitions by name, computed by the reference backend in float64.
     x_axis: the axis of the shape that the plots follow.
     tokens: how many tokens one call handles.
+    slack: factor of the gate's bound, for models whose layers each round to 16 bits.
     """
 
     suite: str
@@ -77,6 +78,7 @@ class Case:
     backward: bool = True
     x_axis: str = "S"
     measures_memory: bool = False
+    slack: float = 1.0
 
     @property
     def name(self) -> str:

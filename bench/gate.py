@@ -43,21 +43,26 @@ class Gate:
         return f"{self.verdict} (worst {name} {error:.0e}, bound {self.tolerance:.0e})"
 
 
-def run_gate(case: Case, contender: Contender, device: torch.device, truths: dict[str, dict[str, Tensor]]) -> Gate:
+#: Results of the reference by suite, gate shape, passes and definition.
+Truths = dict[tuple[object, ...], dict[str, Tensor]]
+
+
+def run_gate(case: Case, contender: Contender, device: torch.device, truths: Truths) -> Gate:
     """Compares the contender with its truth at the case's gate shape. ``truths`` keeps what the reference has computed."""
     if contender.truth is None:
         return Gate("other function")
-    if contender.truth not in truths:
+    key = case.suite, tuple(case.gate_shape.items()), case.backward, contender.truth
+    if key not in truths:
         reference = case.truths[contender.truth](case.gate_shape, torch.device("cpu"), torch.float64)
-        truths[contender.truth] = results(reference, case.backward)
-    truth = truths[contender.truth]
+        truths[key] = results(reference, case.backward)
+    truth = truths[key]
     got = results(contender.build(case.gate_shape, device, case.dtype), case.backward)
     errors = {
         name: relative_error(value, truth[name], truth.get(name + TERMS))
         for name, value in got.items()
         if not name.endswith(TERMS)
     }
-    tolerance = TOLERANCE[case.dtype]
+    tolerance = TOLERANCE[case.dtype] * case.slack
     agrees = all(error <= tolerance for error in errors.values())  # a NaN does not
     return Gate("agrees" if agrees else "disagrees", errors, tolerance, dict(case.gate_shape))
 

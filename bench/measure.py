@@ -9,10 +9,12 @@ import torch
 
 from .contenders import Case, Prepared, Unusable
 from .environment import environment
-from .gate import Gate, incoming, run_gate
+from .gate import Gate, Truths, incoming, run_gate
 from .records import Record
 from .timing import Timing, interleaved, ratio, wall_clock
 from .timing_cuda import EventClock, captured
+
+TRUTHS: Truths = {}  #: of every gate shape so far
 
 
 @dataclass
@@ -39,31 +41,30 @@ def call_of(prepared: Prepared, backward: bool) -> Callable[[], object]:
     return forward_and_backward
 
 
-def measure(
-    case: Case, device: torch.device, seconds: float, show: Callable[[str], None] = lambda _: None, only: str = ""
-) -> Outcome:
+def measure(case: Case, device: torch.device, seconds: float, show: Callable[[str], None] = lambda _: None) -> Outcome:
     """Gate and times of a case, with ``seconds`` for its samples. ``show`` hears what happens next."""
     outcome, gates, calls = Outcome(case), {}, {}
     prepared: dict[str, Prepared] = {}
-    truths: dict[str, dict[str, torch.Tensor]] = {}
     for contender in case.contenders:
         show(f"gate: {contender.name}")
         if reason := contender.too_slow(case.shape):
             outcome.left_out[contender.name] = reason
             continue
         try:
-            gate = run_gate(case, contender, device, truths)
+            gate = run_gate(case, contender, device, TRUTHS)
             if not gate.green:
                 outcome.red.append(contender.name)
                 outcome.left_out[contender.name] = f"RED GATE, not timed: {gate}"
                 continue
             prepared[contender.name] = contender.build(case.shape, device, case.dtype)
-            calls[contender.name] = call_of(prepared[contender.name], case.backward)
-            gates[contender.name] = gate
+            call = call_of(prepared[contender.name], case.backward)
+            call()  # the first call at this shape: compilers, autotuners, and memory that may not suffice
+            calls[contender.name], gates[contender.name] = call, gate
         except Unusable as reason:
             outcome.left_out[contender.name] = str(reason)
         except Exception as error:  # one contender that fails must not cost the others their times
             outcome.left_out[contender.name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    prepared = {name: one for name, one in prepared.items() if name in calls}
     show("timing " + ", ".join(calls))
     clock = wall_clock if device.type == "cpu" else EventClock()
     times = {"time": interleaved(calls, clock, seconds)}
@@ -71,10 +72,14 @@ def measure(
         graphs = {}
         for name, call in calls.items():
             try:
-                graphs[name] = captured(call)
+                replay = captured(call)
+                replay()
+                graphs[name] = replay
             except Exception:  # an official kernel that synchronises cannot be captured: it has no graph time
                 torch.cuda.synchronize()
         times["graph time"] = interleaved(graphs, clock, seconds)
+        del graphs
+        torch.cuda.empty_cache()
     for metric, timings in times.items():
         outcome.records += timed_records(case, device, metric, timings, gates)
     for name, one in prepared.items():

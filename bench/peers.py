@@ -41,6 +41,11 @@ def load(module: str) -> ModuleType:
     return importlib.import_module(module)
 
 
+def is_peer(contender: str) -> bool:
+    """Whether a contender's name starts with that of a peer."""
+    return contender.split()[0].rstrip(",") in PEERS
+
+
 def version(module: str) -> str | None:
     """The installed version of a peer, None without it."""
     try:

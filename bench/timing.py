@@ -50,13 +50,12 @@ def wall_clock(call: Callable[[], object], repeats: int) -> float:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], clock: Clock = wall_clock, seconds: float = 3.0, most: int = 9
 ) -> dict[str, Timing]:
-    """Times every call in rounds, after one call to warm it up.
+    """Times every call in rounds; each has been called before, so that it is warm.
 
     Each contender gets the same share of ``seconds``, so slow ones have fewer runs, at least one; all have at most ``most``.
     """
     runs, repeats = {}, {}
     for name, call in calls.items():
-        call()
         one = 1e-3 * clock(call, 1)
         repeats[name] = max(1, int(SHORTEST_SAMPLE / one))
         runs[name] = min(most, max(1, int(seconds / len(calls) / (one * repeats[name]))))

@@ -42,7 +42,7 @@ def rehearse(case: Case) -> list[str]:
     problems = []
     for contender in case.contenders:
         where = f"{case.suite}: {case.name}: {contender.name}"
-        is_peer = contender.name.split()[0].rstrip(",") in peers.PEERS
+        is_peer = peers.is_peer(contender.name)
         try:
             contender.build(case.gate_shape, torch.device("cpu"), case.dtype)
             needed = WORK * operand_bytes(case, contender)

@@ -86,11 +86,14 @@ def demangle(name: str) -> str:
     return re.sub(r"^void |\(.*\)$", "", text)
 
 
-def find_nvcc() -> str | None:
+def find_nvcc() -> str:
+    """nvcc of CUDA_HOME, of the usual places or on PATH; SystemExit without one."""
     for folder in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"):
         if folder and (Path(folder) / "bin/nvcc").exists():
             return str(Path(folder) / "bin/nvcc")
-    return shutil.which("nvcc")
+    if found := shutil.which("nvcc"):
+        return found
+    raise SystemExit("static-report needs nvcc: set CUDA_HOME to a CUDA toolkit")
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -99,8 +102,8 @@ def nvcc_version(nvcc: str) -> str:
     return found[1] if found else "unknown"
 
 
-def find_cuobjdump(nvcc: str) -> str | None:
+def find_cuobjdump() -> str | None:
     """Of the toolkit, on PATH, or of the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
     wheel = next(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/bin/cuobjdump"), None)
-    toolkit = Path(nvcc).with_name("cuobjdump")
+    toolkit = Path(find_nvcc()).with_name("cuobjdump")
     return str(toolkit) if toolkit.exists() else shutil.which("cuobjdump") or (str(wheel) if wheel else None)

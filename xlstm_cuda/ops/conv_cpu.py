@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from ..native import _C
+from .library import must_dispatch
 
 _FORWARD = {torch.float32: _C.conv_forward_cpu_float32, torch.float64: _C.conv_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.conv_backward_cpu_float32, torch.float64: _C.conv_backward_cpu_float64}
 
 
 def usable(x: Tensor) -> bool:
-    """Whether `forward` and `backward` take this input; torch.compile needs PyTorch's operators."""
-    return x.dtype in _FORWARD and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether `forward` and `backward` take this input; compilers and modes need PyTorch's operators."""
+    return x.dtype in _FORWARD and x.device.type == "cpu" and not must_dispatch(x)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

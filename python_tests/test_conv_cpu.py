@@ -1,0 +1,92 @@
+"""The native convolution of the blocks: against PyTorch's own, gradients, threads, every instruction set, empty inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slstm_cases import ISAS
+from torch.nn.functional import conv1d, pad
+
+from xlstm_cuda.blocks.conv import CausalConv1d, _DepthwiseConv
+from xlstm_cuda.native import _C
+from xlstm_cuda.ops import conv_cpu
+
+
+def operands(B=2, S=150, D=37, K=4, dtype=torch.float64):
+    return [torch.randn(shape, dtype=dtype) for shape in ((B, S + K - 1, D), (K, D), (D,))]
+
+
+def of_pytorch(x, weight, bias):
+    return conv1d(x.transpose(1, 2), weight.t().unsqueeze(1), bias, groups=weight.shape[1]).transpose(1, 2)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    _C.select_cpu_isa(request.param)
+    yield request.param
+    _C.select_cpu_isa("")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 8, 4), (3, 128, 16, 2), (2, 300, 70, 7), (1, 2, 3, 6)], ids=str)
+def test_conv_matches_pytorch_forward_and_backward(shape, isa):
+    x, weight, bias = operands(*shape)
+    dy = torch.randn(shape[:3], dtype=torch.float64)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    true = of_pytorch(*leaves)
+    assert torch.allclose(conv_cpu.forward(x, weight, bias), true, atol=1e-12)
+    for got, expected in zip(conv_cpu.backward(dy, x, weight), torch.autograd.grad(true, leaves, dy)):
+        assert torch.allclose(got, expected, atol=1e-11)
+
+
+def test_conv_has_the_gradient_of_its_forward():
+    leaves = [t.requires_grad_() for t in operands(B=2, S=5, D=3)]
+    assert torch.autograd.gradcheck(_DepthwiseConv.apply, leaves)
+
+
+def test_conv_gives_the_same_bits_with_any_number_of_threads():
+    x, weight, bias = operands(B=3, S=1000, D=64, dtype=torch.float32)
+    dy, results = torch.randn(3, 1000, 64), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append((conv_cpu.forward(x, weight, bias), *conv_cpu.backward(dy, x, weight)))
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("B,S", [(0, 4), (2, 0)])
+def test_conv_of_nothing_has_zero_gradients(B, S):
+    x, weight, bias = (t.requires_grad_() for t in operands(B=B, S=S))
+    y = _DepthwiseConv.apply(x, weight, bias)
+    assert y.shape == (B, S, 37)
+    gradients = torch.autograd.grad(y.sum(), (x, weight, bias))
+    assert all(not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_conv_step_has_the_bits_of_the_sequence(dtype):
+    conv = CausalConv1d(24, 4).to(dtype)
+    x = torch.randn(2, 9, 24, dtype=dtype)
+    with torch.no_grad():
+        whole, state, steps = conv(x), None, []
+        for t in range(9):
+            y, state = conv.step(x[:, t], state)
+            steps.append(y)
+    assert torch.equal(torch.stack(steps, 1), whole)
+    assert torch.equal(state[0], conv.last_inputs(x)[0])
+
+
+def test_conv_of_strided_input_and_gradient():
+    x, weight, bias = operands()
+    wide = torch.randn(2, 153, 74, dtype=torch.float64)
+    wide[:, :, ::2] = x
+    assert torch.equal(conv_cpu.forward(wide[:, :, ::2], weight, bias), conv_cpu.forward(x, weight, bias))
+    dy = torch.randn(2, 37, 150, dtype=torch.float64).transpose(1, 2)
+    for got, expected in zip(conv_cpu.backward(dy, x, weight), conv_cpu.backward(dy.contiguous(), x, weight)):
+        assert torch.equal(got, expected)
+
+
+def test_compiled_conv_takes_pytorchs_operators():
+    x = pad(torch.randn(2, 6, 8), (0, 0, 3, 0))
+    weight, bias = torch.randn(4, 8), torch.randn(8)
+    compiled = torch.compile(_DepthwiseConv.apply, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x, weight, bias), conv_cpu.forward(x, weight, bias), atol=1e-6)
