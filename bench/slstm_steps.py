@@ -216,7 +216,7 @@ def main() -> int:
     nvcc = find_nvcc()
     if not nvcc:
         raise SystemExit("slstm_steps needs nvcc: set CUDA_HOME to a CUDA toolkit")
-    cuobjdump = find_cuobjdump(nvcc)
+    cuobjdump = find_cuobjdump()
     if not cuobjdump:
         raise SystemExit("slstm_steps needs cuobjdump: a CUDA toolkit, or the wheels nvidia-cuda-cuobjdump and nvidia-nvdisasm")
     target = f"arch=compute_{arguments.arch},code=sm_{arguments.arch}"

@@ -14,7 +14,6 @@ FILE, PAGE = "kernels.json", "kernels.md"
 REFRESH = "make static-report (nvcc, cuobjdump; the package installed with XLSTM_SIMT=ON from these sources)"
 LARGEST_SHARED = 99 * 1024
 LARGEST_BYTES = 1.10
-EMPTY_REGISTERS = 16  # compiled empty: tiles that the architecture never gets, clusters before sm_90
 TENSOR_CORES = re.compile(r"(walk|resident|cluster|grid|split)\w*(<|::).*(bfloat16|half)")  # 16-bit walks and recurrences
 EMPTY = 16  #: registers of a kernel whose tile the architecture does not use, and whose body is left out
 
