@@ -40,14 +40,7 @@ def test_key_follows_the_headers_of_a_kernel_file(monkeypatch, tmp_path):
 
 
 def test_thresholds_see_spills_missing_tensor_cores_shared_memory_and_bytes():
-    kernel = {
-        "name": "mlstm::walk_kernel<__nv_bfloat16, 64>",
-        "registers": 40,
-        "spill_bytes": 8,
-        "registers": 40,
-        "hmma": 0,
-        "hgmma": 0,
-    }
+    kernel = {"name": "mlstm::walk_kernel<__nv_bfloat16, 64>", "registers": 40, "spill_bytes": 8, "hmma": 0, "hgmma": 0}
     launch = {"case": "c", "kernel": "mlstm_walk_h", "shared_bytes": 200_000, "bytes_over_least": 1.5}
     units = {"walk.cu|90a": {"problems": ["warning"], "kernels": [kernel]}}
     found = tables.violations({"units": units, "executor": {"launches": [launch]}})
