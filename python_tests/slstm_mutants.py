@@ -84,7 +84,6 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     ),
     "dR without the given h": (KERNELS, "if h0 is None else h0.to(h.dtype)", "if True else h0.to(h.dtype)"),
     "dR through resets": (KERNELS, "return before if self.reset is None else", "return before if True else"),
-    "dR of rows without steps": (KERNELS, "torch.where(borders[1:] > borders[:-1], borders[:-1], self.S)", "borders[:-1]"),
     "checkpoint of the wrong chunk": (OPS, "borders[4 * index : 4 * index + 4]", "borders[0:4]"),
     "step: barrier removed": (STEP, "__syncthreads();  // everyone has left h of the rows before", ""),
     "step: last columns of R ignored": (STEP, "if (column >= DH) continue;", "if (column >= DH - 8) continue;"),

@@ -16,7 +16,7 @@ using Large = TensorBackward<Element, 48, 8, 6, 15>;
 template <class Product>
 __global__ void __launch_bounds__(Product::THREADS, 1)
     cluster_backward_kernel([[maybe_unused]] const KernelBackward p, [[maybe_unused]] int blocks) {
-#if XLSTM_DEVICE_ARCH >= 900
+#if XLSTM_DEVICE_ARCH >= 900 && XLSTM_DEVICE_ARCH < 1200  // sm_120 has too little shared memory
   const SplitPlace place = split_place(p.shape, int(blockIdx.x) / blocks, int(device::cluster_rank()), blocks);
   auto* shared = device::dynamic_shared<unsigned char>();
   Product product(shared, p, place);

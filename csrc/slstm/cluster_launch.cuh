@@ -14,8 +14,8 @@ constexpr int kMostClusterBlocks = 16;
 // The first product of the list whose blocks, at most 16, hold a head of this size.
 template <template <class> class Exchange, class Product, class... Others, class Visit>
 void with_cluster_product(const Shape& shape, const DeviceLimits& limits, const char* name, Visit&& visit) {
-  if (limits.architecture < 90)
-    throw std::invalid_argument(std::string(name) + ": clusters need sm_90, this device is sm_" +
+  if (limits.architecture < 90 || limits.architecture >= 120)  // as the kernels' own condition
+    throw std::invalid_argument(std::string(name) + ": clusters need sm_90 or sm_100, this device is sm_" +
                                 std::to_string(limits.architecture));
   if (shape.DH % 8 || shape.DH < 8)
     throw std::invalid_argument(std::string(name) + ": DH " + std::to_string(shape.DH) + " is not a positive multiple of 8");

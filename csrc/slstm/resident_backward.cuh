@@ -99,6 +99,9 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
     if (real && length[e] == 0) store_first(e);  // no steps: the gradients pass through
   }
 
+  if (steps == 0) return;  // of the whole block; the tensors may be empty
+
+  const Element* const dh = static_cast<const Element*>(p.dh ? p.dh : p.saved_tails);  // nothing is read through the second
   const auto request = [&](int i) {
     auto& slots = smem.slots[i % STAGES];
 #pragma unroll
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
       device::cp_async<16>(&slots.tails[e][tid], static_cast<const typename Tails::Tail*>(p.saved_tails) + 4 * fetched[e],
                            more ? 16 : 0);
       device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
-      device::cp_async<4>(&slots.dh[e][tid], static_cast<const Element*>(p.dh) + dh_at[e], more && p.dh ? 4 : 0);
+      device::cp_async<4>(&slots.dh[e][tid], dh + dh_at[e], more && p.dh ? 4 : 0);
       fetched[e] -= H, dh_at[e] -= p.dh_stride_s;
     }
     device::cp_async_commit();

@@ -102,6 +102,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
     h_word[e] = Word::pack(h);
   }
 
+  if (steps == 0) return;  // of the whole block; the tensors may be empty
+
   // ---- what this thread copies of x: 16 bytes of one row, for COPIES gates.  Rows in the order 0 4 1 5 2 6 3 7, so that eight
   // lanes which straddle two rows still meet every bank once.
   const int column = tid % T::CHUNKS * T::CHUNK, slot = tid / T::CHUNKS % kTileRows, gate = tid / (T::CHUNKS * kTileRows);

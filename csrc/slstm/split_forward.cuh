@@ -52,7 +52,9 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
     const SequenceRow row = sequence_row(shape, row_index);
     length = row.length;
     at = ((row.batch * shape.S + row.first) * NH + place.head) * DH + unit;
-    x = static_cast<const Element*>(p.x) + row.batch * p.x_stride_b + row.first * p.x_stride_s + place.head * p.x_stride_n + unit;
+    if (length > 0)
+      x = static_cast<const Element*>(p.x) + row.batch * p.x_stride_b + row.first * p.x_stride_s + place.head * p.x_stride_n +
+          unit;
     const int64_t state_at = (row_index * NH + place.head) * DH + unit;
     if (p.h0) h = p.h0[state_at], state = cell_state(p.c0[state_at], p.n0[state_at], p.m0[state_at]);
 #pragma unroll

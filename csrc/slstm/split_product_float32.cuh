@@ -209,7 +209,7 @@ struct FmaBackward {
           for (int unit = 0; unit < UNITS; ++unit) add(unit, held[i < HELD_TILES ? i * UNITS + unit : 0]);
         } else {
           const float4* weights = stored + (i - HELD_TILES) * UNITS * 32;
-#pragma unroll 2  // unrolled, it would take more registers than there are
+#pragma unroll 1  // unrolled, it would take more registers than there are
           for (int unit = 0; unit < UNITS; ++unit) add(unit, device::load_word<float4>(weights + unit * 32));
         }
         const int first = target(2 * i);
