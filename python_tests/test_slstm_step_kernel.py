@@ -118,6 +118,17 @@ def test_slstm_step_reads_R_once(B):
     assert launch["sector_factor"] <= 1.5 if B == 1 else True
 
 
+@pytest.mark.parametrize("order", ["fifo", "reverse", "lifo"])
+def test_slstm_step_has_the_same_bits_with_any_schedule(order):
+    if not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
+    case = make_case(17, 1, 1, 64)
+    once = step(case, "simt", torch.bfloat16)
+    with simt.options(order=order):
+        again = step(case, "simt", torch.bfloat16)
+    assert all(torch.equal(once[name], again[name]) for name in NAMES)
+
+
 @pytest.mark.parametrize("order", ["lifo", "random"])
 def test_slstm_step_has_no_data_race(order):
     traced()
