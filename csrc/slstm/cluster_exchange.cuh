@@ -8,19 +8,20 @@
 //   - forward: every cell warp of this block has arrived ("I have read the partial sums").
 // One wait per step, and no cluster barrier in the loop.
 //
-// Data.  st.async, its complete_tx has release semantics at cluster scope  ->  mbarrier.try_wait.acquire.cluster  ->  the bytes
-// are
-//   there for the thread that waited. In forward every warp waits, in backward the cell warps, the only readers.
+// Data.  st.async, its complete_tx has release semantics at cluster scope  ->  mbarrier.try_wait.acquire.cluster  ->  the
+//   bytes are there for the thread that waited. In forward every warp waits, in backward the cell warps, the only readers.
+//
 // Overwriting (WAR).  Exchange e + 1 goes to the buffer of e - 1. A block's reads of e - 1  ->  its __syncthreads  ->  its
 //   mbarrier.arrive.release.cluster at every block's barrier of e (after_barrier)  ->  the sender waits for e, acquire.cluster
 //   (in backward its cell warps, and its __syncthreads carries the order to the product warps)  ->  the sender's st.async of e
 //   + 1. Without these arrivals the order would rest on data dependence alone (h_t is computed from what was read), which holds
 //   on every machine one can buy, but not in the memory model. Partial sums (one buffer): a cell warp's reads  ->  __syncwarp  ->
 //   mbarrier.arrive (this block, barrier of e)  ->  wait for e in every warp  ->  writes.
+//
 // Phases.  Nobody arrives at, or sends into, the phase of e + 1 before its wait for e has returned, which needed this block's
-// arrival
-//   for e, made after this block had waited for e - 1: a barrier is never more than one phase behind. Bytes may arrive before
-//   they are expected; the count of a phase then is negative for a while.
+//   arrival for e, made after this block had waited for e - 1: a barrier is never more than one phase behind. Bytes may arrive
+//   before they are expected; the count of a phase then is negative for a while.
+//
 // Start: mbarrier.init -> fence.mbarrier_init.release.cluster -> cluster barrier, so no block sends to one that has not begun.
 // End: a cluster barrier, so that no block leaves while another one's operation on its shared memory is under way.
 #pragma once

@@ -5,17 +5,17 @@
 //   dm0 = c0 dc0 + n0 dn0                S5
 //
 // Iteration i is step length - 1 - i of every row, whatever its length: all rows begin with the gradients of their final states.
-// A row that is through goes on with zeros (zero-filled copies), and its dh0, dc0, dn0, dm0 are written when its first step is
-// done. Order: the barrier of iteration i publishes dg (buffer i % 2) and lies after every read of dg of iteration i - 2.  Tails,
-// c and n
-//   before the step and dh are requested STAGES iterations ahead with cp.async into slots that only this thread reads: no
+// A row that is through goes on with zeros (zero-filled copies); its dh0, dc0, dn0, dm0 are written when its first step is done.
+//
+// Order: the barrier of iteration i publishes dg (buffer i % 2) and lies after every read of dg of iteration i - 2.  Tails, dh,
+//   c and n before the step are requested STAGES iterations ahead with cp.async, into slots that only this thread reads: no
 //   barrier.
+//
 // dg enters the product zeroed at a reset (h_{t-1} did not enter forward's), dx gets it as it is.  d is -inf there, so f' = 0 and
 //   nothing flows into c, n before the reset.
 // Shared memory: dg, the slots, for float32 R too.
-// Precision: everything float32; dg is rounded to Element where it enters R^T and dx.  dR and db are sums of dx over all steps,
-// left
-//   to one matrix product after the launch.
+// Precision: everything float32; dg is rounded to Element where it enters R^T and dx.  dR and db are sums of dx over all steps
+//   and left to one matrix product after the launch.
 #pragma once
 #include "device/async_copy.cuh"
 #include "device/launch.cuh"

@@ -3,11 +3,13 @@
 //   raw = x_t + b + R h_{t-1}      resident_product.cuh; h as Element in shared memory, double buffered
 //   c_t, n_t, m_t, h_t             cell.cuh, in float32 registers of the thread that holds the unit and the row
 //
-// Block: head = blockIdx.x % NH, rows 8 * (blockIdx.x / NH) and on.  A thread owns i, f, z, o of P neighbouring units for two
-// rows. Order: the barrier at the end of step t publishes h_t (buffer (t + 1) % 2) and lies after every read of h_{t-1}, whose
-// buffer step
-//   t + 1 overwrites.  x_t is requested STAGES steps ahead with cp.async into slot t % STAGES; the wait before the barrier of
-//   step t - 2 lets x_t land, every thread takes its own x_t during step t - 1, and step t requests x_{t+STAGES} into the slot.
+// Block: head = blockIdx.x % NH, rows 8 * (blockIdx.x / NH) and on.  A thread owns i, f, z, o of P units for two rows.
+//
+// Order: the barrier at the end of step t publishes h_t (buffer (t + 1) % 2) and lies after every read of h_{t-1}, whose
+//   buffer is overwritten in step t + 1.  x_t is requested STAGES steps ahead with cp.async into slot t % STAGES; the wait
+//   before the barrier of step t - 2 lets x_t land, every thread takes its own x_t during step t - 1, and step t requests
+//   x_{t+STAGES} into the slot.
+//
 // Rows of different lengths (cu_seqlens): a row that has ended goes on with x = 0 and stores nothing; its final state is written
 //   at its last step.  A reset makes h_{t-1} zero in shared memory and assigns the fresh state; it is marked for backward by the
 //   sign of sf.  Flags come from global memory three steps ahead, through registers of eight threads and a ring of four slots;

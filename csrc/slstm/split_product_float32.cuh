@@ -1,9 +1,8 @@
 // split_product_float32.cuh - the products of split_product.cuh in float32, by FMA: as exact as float32 is (TF32 is not).
 //
-//   forward   a warp has every K group-th step of 16 inputs. A lane sums rows `lane` and `lane + 32` of the block's 64 (row =
-//   gate
-//             UNITS + unit) for the eight rows of the batch; the packets of the step, four inputs each, go to the other lanes
-//             through shared memory, read as broadcasts.
+//   forward   a warp has every K group-th step of 16 inputs. A lane sums rows `lane` and `lane + 32` of the block's 64
+//             (row = gate UNITS + unit) for the eight rows of the batch; the packets of the step, four inputs each, go to the
+//             other lanes through shared memory, read as broadcasts.
 //   backward  a warp has tiles of 32 inputs, one per lane, and sums over the block's 64 (unit, gate); dg is read as broadcasts.
 // A lane's elements of R: the first steps (tiles) live in registers, the rest in shared memory.
 #pragma once
