@@ -70,7 +70,7 @@ def check_slstm_sequence(backend, state=True):
     operands = slstm_operands(backend, state)
     opcheck("slstm_forward", *operands, "sigmoid", True, backend)
     h, *last, gates, cells = torch.ops.xlstm_cuda.slstm_forward(*operands, "sigmoid", True, backend)
-    saved = (operands[1], *operands[3:6], None, None, gates, cells, "sigmoid", backend)
+    saved = (operands[1], *operands[3:6], None, None, gates, cells, h, "sigmoid", backend)
     opcheck("slstm_backward", torch.randn_like(h), *(torch.randn_like(s) for s in last[:3]), *saved)
 
 

@@ -128,7 +128,8 @@ def test_autocast_takes_float32_weights(backend):
         ("bfloat16", 8, 80, "resident"), ("float16", 128, 86, "resident"), ("bfloat16", 136, 90, "cluster"),
         ("bfloat16", 136, 89, "grid"), ("bfloat16", 768, 90, "cluster"), ("bfloat16", 776, 90, "grid"),
         ("float32", 64, 86, "resident"), ("float32", 72, 86, "grid"), ("float32", 96, 90, "resident"),
-        ("float32", 96, 80, "grid"), ("float32", 104, 90, "grid"), ("float32", 1024, 80, "grid"),
+        ("float32", 96, 80, "grid"), ("float32", 104, 90, "grid"), ("float32", 768, 80, "grid"),
+        ("float32", 1024, 90, "grid"),
     ],
 )  # fmt: skip
 def test_the_table_chooses_by_head_dim_dtype_and_device(dtype, DH, sm, kernel):
@@ -136,6 +137,15 @@ def test_the_table_chooses_by_head_dim_dtype_and_device(dtype, DH, sm, kernel):
         pytest.skip(xlstm_cuda.backends()["simt"].reason)
     with xlstm_cuda.simt.options(sm=sm):
         assert xlstm_cuda.simt.module().slstm_kernel(dtype, DH) == kernel
+
+
+@pytest.mark.parametrize(("sm", "largest", "kilobytes"), [(80, 768, 163), (86, 512, 99)])
+def test_the_table_says_where_float32_ends(sm, largest, kilobytes):
+    if not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
+    expected = f"got 1024, expected 1 to {largest} in float32 on sm_{sm} with {kilobytes} KB"
+    with xlstm_cuda.simt.options(sm=sm), pytest.raises(ValueError, match=expected):
+        xlstm_cuda.simt.module().slstm_kernel("float32", 1024)
 
 
 def test_the_table_ends_at_head_dim_1024(backend):

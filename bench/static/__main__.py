@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     problems = compile_all(options) + ([] if options.compile_only else count_all(options))
     results = tables.load(options.out)
     print(tables.markdown(results))
+    problems += [violation for violation in tables.violations(results) if violation not in problems]
     for problem in problems:
         print(f"PROBLEM {problem}", file=sys.stderr)
     return bool(problems)

@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
   XLSTM_SHARED(span_x, float[kSpan]);  // q.dq - k.dk, then their sums: global memory is read and written in whole lines
   XLSTM_SHARED(span_reset, uint8_t[kSpan]);
   const Sequences& s = p.sequences;
-  const int64_t n = blockIdx.x / s.NH, head = blockIdx.x % s.NH;
+  const unsigned NH = unsigned(s.NH);
+  const int64_t n = blockIdx.x / NH, head = blockIdx.x % NH;  // in 32 bits: a 64-bit division is a call
   const Span span = span_of(s, n, L);
   const int64_t line = (span.batch * s.NH + head) * s.S + span.first, stride = s.B * s.NH * s.S;
   const float* records = p.records + (head * slots + span.first_slot) * Record<L>::kFloats;

@@ -32,9 +32,9 @@ struct GateBlock {
   int first_head, heads;
 };
 XLSTM_DEVICE GateBlock gate_block(int64_t NH) {
-  const int64_t groups = (NH + kHeadsPerBlock - 1) / kHeadsPerBlock;
+  const unsigned groups = unsigned(NH + kHeadsPerBlock - 1) / kHeadsPerBlock;  // in 32 bits: a 64-bit division is a call
   const int first = int(blockIdx.x % groups) * kHeadsPerBlock;
-  return {int64_t(blockIdx.x) / groups, first, int(min(int64_t(kHeadsPerBlock), NH - first))};
+  return {int64_t(blockIdx.x / groups), first, int(min(int64_t(kHeadsPerBlock), NH - first))};
 }
 
 }  // namespace xlstm::mlstm

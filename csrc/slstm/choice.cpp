@@ -4,6 +4,7 @@
 // R 4 DH^2, dg 64 DH, slots 56 DH floats). cluster needs sm_90 and its shared memory; grid is the rest.
 #include "slstm/choice.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace xlstm::slstm {
@@ -19,12 +20,18 @@ const std::vector<Choice>& choices() {
 }
 
 KernelKind choose(int64_t DH, ElementType element, const DeviceLimits& limits) {
-  for (const Choice& choice : choices())
-    if (choice.float32 == (element == ElementType::Float32) && DH <= choice.max_DH &&
-        limits.architecture >= choice.architecture && limits.shared_per_block >= choice.shared_per_block)
-      return choice.kind;
-  throw std::invalid_argument("slstm: DH: got " + std::to_string(DH) + ", expected 1 to 1024 on sm_" +
-                              std::to_string(limits.architecture));
+  const bool float32 = element == ElementType::Float32;
+  int largest = 0;
+  for (const Choice& choice : choices()) {
+    if (choice.float32 != float32 || limits.architecture < choice.architecture ||
+        limits.shared_per_block < choice.shared_per_block)
+      continue;
+    if (DH <= choice.max_DH) return choice.kind;
+    largest = std::max(largest, choice.max_DH);
+  }
+  throw std::invalid_argument("slstm: DH: got " + std::to_string(DH) + ", expected 1 to " + std::to_string(largest) + " in " +
+                              (float32 ? "float32" : "16 bits") + " on sm_" + std::to_string(limits.architecture) + " with " +
+                              std::to_string(limits.shared_per_block / 1024) + " KB of shared memory per block");
 }
 
 const char* kind_name(KernelKind kind) {

@@ -38,9 +38,10 @@ class LinearHeadwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.features
-        if rows == 1:
+        decoding = not torch.compiler.is_compiling()  # a compiled or exported model takes every length: no branch on it
+        if decoding and rows == 1:
             y = torch.bmm(self.weight, x.reshape(self.num_heads, self.width, 1))
-        elif rows <= FEW_ROWS:
+        elif decoding and rows <= FEW_ROWS:
             y = torch.bmm(self.weight, x.reshape(rows, self.num_heads, self.width).permute(1, 2, 0)).permute(2, 0, 1)
         else:
             weight = self._tiles()
