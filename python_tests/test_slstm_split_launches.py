@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from slstm_cases import make_case, run
@@ -92,3 +94,14 @@ def test_shared_memory_has_no_bank_conflicts(name, pair):
         assert line["wavefronts"] <= 1.05 * line["bytes"] / 128, line
     if pair[2] != torch.float32:  # its reads of h and dg are the same for several lanes: fewer bytes than wavefronts
         assert launch["bank_conflict_factor"] <= 1.05
+
+
+def test_a_launch_of_many_threads_gives_their_stacks_back():
+    """Two memory maps a stack: a process that kept 12800 of them for each module would reach Linux's 65530 and crash."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc on this system")
+    before = len(maps.read_text().splitlines())
+    with simt.options(sm=86), forced_kernel("grid"):
+        run(make_case(1, 1, 1, 776), "simt", torch.bfloat16)
+    assert len(maps.read_text().splitlines()) - before < 10_000

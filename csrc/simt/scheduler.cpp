@@ -97,22 +97,34 @@ void fiber_main() {
   std::abort();  // an exited fiber never runs again
 }
 
-void free_stacks() {
-  for (auto& fiber : machine.pool) munmap(fiber->stack - kGuardPage, machine.pool_stack_bytes + kGuardPage);
-  machine.pool.clear();
+constexpr size_t kKeptStacks = 4096;  // between launches: a stack and its guard are two of the 65530 maps Linux gives a process
+
+void free_stacks(size_t kept) {
+  Machine& m = machine;
+  for (size_t i = kept; i < m.pool.size(); ++i) {
+#ifdef XLSTM_SIMT_ASAN
+    __asan_unpoison_memory_region(m.pool[i]->stack, m.pool_stack_bytes);
+#endif
+    munmap(m.pool[i]->stack - kGuardPage, m.pool_stack_bytes + kGuardPage);
+  }
+  if (kept < m.pool.size()) m.pool.resize(kept);
 }
 
 void grow_pool(unsigned count, size_t stack_bytes) {
   Machine& m = machine;
   if (m.pool_stack_bytes < stack_bytes) {
-    free_stacks();
+    free_stacks(0);
     m.pool_stack_bytes = (stack_bytes + kGuardPage - 1) / kGuardPage * kGuardPage;
   }
   while (m.pool.size() < count) {
     void* memory = mmap(nullptr, m.pool_stack_bytes + kGuardPage, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw Error("simt: no memory for the stacks of " + std::to_string(count) + " threads");
-    mprotect(memory, kGuardPage, PROT_NONE);  // an overflow faults and does not touch the neighbour
+    // An overflow faults and does not touch the neighbour.
+    if (memory == MAP_FAILED || mprotect(memory, kGuardPage, PROT_NONE) != 0) {
+      if (memory != MAP_FAILED) munmap(memory, m.pool_stack_bytes + kGuardPage);
+      throw Error("simt: no memory for the stacks of " + std::to_string(count) +
+                  " threads, each two memory maps (sysctl vm.max_map_count)");
+    }
     auto fiber = std::make_unique<Fiber>();
     fiber->stack = static_cast<char*>(memory) + kGuardPage;
     m.pool.push_back(std::move(fiber));
@@ -223,7 +235,7 @@ Machine::~Machine() {
   if (slab) __asan_unpoison_memory_region(slab, slab_capacity);
 #endif
   std::free(slab);
-  free_stacks();
+  free_stacks(0);
 }
 
 uint64_t next_random() {
@@ -309,6 +321,9 @@ void run(const LaunchConfig& config, const char* kernel, Invoke invoke, const vo
   const uint64_t per_domain = config.cooperative ? blocks : uint64_t(m.cluster.x) * m.cluster.y * m.cluster.z;
   const uint64_t domains = blocks / per_domain;
   const bool last_first = m.options.order == Order::Reverse || (m.options.order == Order::Random && m.options.seed % 2 == 0);
+  const struct KeepFew {
+    ~KeepFew() { free_stacks(kKeptStacks); }
+  } keep_few;
   trace_launch_begins();
   for (uint64_t i = 0; i < domains; ++i) run_domain(last_first ? domains - 1 - i : i, unsigned(per_domain));
   trace_launch_ends();
