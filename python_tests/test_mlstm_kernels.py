@@ -56,6 +56,11 @@ def check(case: Case, backend: str) -> None:
         ]
         if name in "nm":
             allowed = 2 * tolerances.MLSTM_H[torch.float32]
+        if name == "dm0":  # one number per row, and exactly what its definition makes of the other gradients
+            allowed = tolerances.for_few(allowed, value.numel())
+            C0, n0, dC0, dn0 = (x.detach().double() for x in (tensors[5], tensors[6], got["dC0"], got["dn0"]))
+            of_others = (C0 * dC0).sum((-1, -2)) + (n0 * dn0).sum(-1)
+            assert tolerances.rms_ratio(value, of_others, true["dm0 terms"]) <= 1e-6, "dm0 is not <C0, dC0> + <n0, dn0>"
         error = tolerances.rms_ratio(value, true[name], true.get(f"{name} terms"))
         assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
 
@@ -92,7 +97,8 @@ def test_mlstm_has_the_same_bits_twice_in_pieces_and_in_another_batch_in_wide_ti
 @pytest.mark.parametrize("DHQK", [16, 64, 128, 200, 256, 512])
 @pytest.mark.parametrize("DHHV", [16, 64, 128, 200, 256, 512])
 def test_mlstm_every_pair_of_tiles_matches_reference(DHQK, DHHV, dtype, any_limit):
-    check(Case(B=1, S=200, NH=1, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True, options={"eps": 0.0}), any_limit)
+    # Three heads: the errors of one head's h and dn0 come from few steps, those with a small |d|.
+    check(Case(B=1, S=200, NH=3, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True, options={"eps": 0.0}), any_limit)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

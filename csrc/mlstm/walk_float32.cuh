@@ -137,6 +137,11 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
       device::cp_async_commit();
       device::cp_async_wait<0>();
       __syncthreads();  // the slab is here
+      // Sums of a slab start at zero: the rounding error of one long sum over c would grow with the head dim.
+      float score_part[ROWS][KEYS] = {};
+      float4 out_part[ROWS];
+#pragma unroll
+      for (int y = 0; y < ROWS; ++y) out_part[y] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 2
       for (int c = STATES_ONLY ? SLAB : 0; c < SLAB; c += 4) {
         float4 a[ROWS];
@@ -146,12 +151,19 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
         for (int x = 0; x < KEYS; ++x) {
           const float4 b = four(smem.B[og + 8 * x][c]);
 #pragma unroll
-          for (int y = 0; y < ROWS; ++y) score[y][x] = dot4(a[y], b, score[y][x]);
+          for (int y = 0; y < ROWS; ++y) score_part[y][x] = dot4(a[y], b, score_part[y][x]);
         }
         const float4 s0 = four(S[c_first + c][og * 4]), s1 = four(S[c_first + c + 1][og * 4]),
                      s2 = four(S[c_first + c + 2][og * 4]), s3 = four(S[c_first + c + 3][og * 4]);
 #pragma unroll
-        for (int y = 0; y < ROWS; ++y) out[y] = fma4(a[y].w, s3, fma4(a[y].z, s2, fma4(a[y].y, s1, fma4(a[y].x, s0, out[y]))));
+        for (int y = 0; y < ROWS; ++y)
+          out_part[y] = fma4(a[y].w, s3, fma4(a[y].z, s2, fma4(a[y].y, s1, fma4(a[y].x, s0, out_part[y]))));
+      }
+#pragma unroll
+      for (int y = 0; y < ROWS; ++y) {
+#pragma unroll
+        for (int x = 0; x < KEYS; ++x) score[y][x] += score_part[y][x];
+        out[y] = fma4(1.0f, out_part[y], out[y]);
       }
       if (NORMALISES && !STATES_ONLY)  // q.n: every lane of a row takes its part of the columns
 #pragma unroll

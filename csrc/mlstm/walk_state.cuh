@@ -76,8 +76,9 @@ struct WalkState {
   XLSTM_DEVICE void store(const Place& at, float* state, float* vector) const {  // either may be null
     const WalkParams& p = at.p;
     const int64_t state_row = at.row * p.c * p.o;
-    // Through a shuffle, so that the compiler does not keep a register for every address across the walk.
+    // Through a shuffle, so that the compiler does not keep registers for addresses and columns across the walk.
     const int64_t lead = __shfl_sync(device::kAllLanes, TRANSPOSED ? p.c : p.o, 0);
+    const int column = __shfl_sync(device::kAllLanes, at.wc * CW + 2 * at.quad, at.lane);
     if (state)
 #pragma unroll
       for (int mo = 0; mo < MO; ++mo)
@@ -85,7 +86,7 @@ struct WalkState {
         for (int ct = 0; ct < CW / 8; ++ct)
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const int o = at.o_warp + mo * 16 + at.group + h * 8, c = at.wc * CW + ct * 8 + 2 * at.quad;
+            const int o = at.o_warp + mo * 16 + at.group + h * 8, c = column + ct * 8;
             const float* v = &S[mo][ct][2 * h];
             if (o >= p.o || c >= p.c) continue;
             if (TRANSPOSED) {
