@@ -135,6 +135,17 @@ void bind_mlstm_cpu(py::module_& m, const std::string& type) {
         py::arg("normalize"), py::arg("threads"));
 }
 
+// shape: B, D, K, steps of held; tensors: x, held (0 for none), weight, bias, then the results window, y.
+template <typename Real>
+void conv_step_cpu(const std::array<int64_t, 4>& shape, const std::array<Address, 6>& tensors, int threads) {
+  xlstm::cpu::ConvStep<Real> p;
+  p.B = shape[0], p.D = shape[1], p.K = shape[2], p.held_steps = shape[3];
+  p.x = at<const Real>(tensors[0]), p.held = at<const Real>(tensors[1]);
+  p.w = at<const Real>(tensors[2]), p.b = at<const Real>(tensors[3]);
+  p.window = at<Real>(tensors[4]), p.y = at<Real>(tensors[5]);
+  xlstm::cpu::conv_step(p, threads);
+}
+
 template <typename Real>
 void conv_forward_cpu(const std::array<int64_t, 4>& shape, Address x, Address w, Address b, Address y, int threads) {
   xlstm::cpu::ConvForward<Real> p;
@@ -155,6 +166,8 @@ void conv_backward_cpu(const std::array<int64_t, 4>& shape, Address x, Address w
 template <typename Real>
 void bind_conv_cpu(py::module_& m, const std::string& type) {
   const py::call_guard<py::gil_scoped_release> released;
+  m.def(("conv_step_cpu_" + type).c_str(), &conv_step_cpu<Real>, released, py::arg("shape"), py::arg("tensors"),
+        py::arg("threads"));
   m.def(("conv_forward_cpu_" + type).c_str(), &conv_forward_cpu<Real>, released, py::arg("shape"), py::arg("x"), py::arg("w"),
         py::arg("b"), py::arg("y"), py::arg("threads"));
   m.def(("conv_backward_cpu_" + type).c_str(), &conv_backward_cpu<Real>, released, py::arg("shape"), py::arg("x"), py::arg("w"),

@@ -62,17 +62,31 @@ def test_conv_of_nothing_has_zero_gradients(B, S):
     assert all(not g.any() for g in gradients)
 
 
+@pytest.mark.parametrize("K", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_conv_step_has_the_bits_of_the_sequence(dtype):
-    conv = CausalConv1d(24, 4).to(dtype)
-    x = torch.randn(2, 9, 24, dtype=dtype)
+def test_conv_step_has_the_bits_of_the_sequence(dtype, K, isa):
+    conv = CausalConv1d(37, K).to(dtype)
+    x = torch.randn(2, 9, 37, dtype=dtype)
     with torch.no_grad():
         whole, state, steps = conv(x), None, []
         for t in range(9):
-            y, state = conv.step(x[:, t], state)
+            if t == 5 and K > 1:  # the official form of a sequence's last inputs, not contiguous
+                state = (state[0].transpose(1, 2).contiguous().transpose(1, 2)[:, 1:],)
+            before = None if state is None else state[0].clone()
+            y, after = conv.step(x[:, t], state)
+            assert before is None or torch.equal(state[0], before), "the given state is left as it is"
+            state = after
             steps.append(y)
     assert torch.equal(torch.stack(steps, 1), whole)
     assert torch.equal(state[0], conv.last_inputs(x)[0])
+
+
+@pytest.mark.parametrize("held", [(2, 2, 8), (1, 3, 8), (2, 3, 9)], ids=str)
+def test_conv_step_names_a_state_that_does_not_fit(held):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"conv_state: got shape .*expected \(B, K, D\)"):
+        CausalConv1d(8, 4).step(torch.zeros(2, 8), (torch.zeros(held),))
+    with torch.no_grad(), pytest.raises(ValueError, match="conv_state: got a tensor on meta, expected cpu"):
+        CausalConv1d(8, 4).step(torch.zeros(2, 8), (torch.zeros(2, 3, 8, device="meta"),))
 
 
 def test_conv_of_strided_input_and_gradient():

@@ -24,6 +24,17 @@ void run(const ConvShape& shape, int64_t steps, int threads, const Tile& tile) {
 }  // namespace
 
 template <typename Real>
+void conv_step(const ConvStep<Real>& p, int threads) {
+  auto* row = &baseline::conv_step_row<Real>;
+#ifdef XLSTM_X86_64
+  if (selected_isa() == Isa::kAvx512) row = &avx512::conv_step_row<Real>;
+  if (selected_isa() == Isa::kAvx2) row = &avx2::conv_step_row<Real>;
+#endif
+  if (p.B * p.D * p.K < kWorthThreads) threads = 1;
+  parallel_for(p.B, threads, [&](int64_t b) { row(p, b); });
+}
+
+template <typename Real>
 void conv_forward(const ConvForward<Real>& p, int threads) {
   auto* tile = &baseline::conv_forward_tile<Real>;
 #ifdef XLSTM_X86_64
@@ -45,6 +56,8 @@ void conv_backward(const ConvBackward<Real>& p, int threads) {
       [&](int64_t b, int64_t first, int64_t end, int64_t index) { tile(p, b, first, end, p.sums + index * size); });
 }
 
+template void conv_step(const ConvStep<float>&, int);
+template void conv_step(const ConvStep<double>&, int);
 template void conv_forward(const ConvForward<float>&, int);
 template void conv_forward(const ConvForward<double>&, int);
 template void conv_backward(const ConvBackward<float>&, int);

@@ -29,13 +29,26 @@ struct ConvBackward {
   Real* sums = nullptr;  // (B, conv_tiles(S + K - 1), K + 1, D): dw_j and then db of every tile
 };
 
+// One step: the window x of it is the last K - 1 inputs that are held (zeros without them) and the new one. The weight is read as
+// the parameter has it.
+template <typename Real>
+struct ConvStep {
+  int64_t B = 0, D = 0, K = 0, held_steps = 0;                           // held_steps: K - 1 or K
+  const Real *x = nullptr, *held = nullptr, *w = nullptr, *b = nullptr;  // (B, D), (B, held_steps, D) or null, (D, K), (D)
+  Real *window = nullptr, *y = nullptr;                                  // (B, K, D), (B, D)
+};
+
+template <typename Real>
+void conv_step(const ConvStep<Real>& p, int threads);
 template <typename Real>
 void conv_forward(const ConvForward<Real>& p, int threads);
 template <typename Real>
 void conv_backward(const ConvBackward<Real>& p, int threads);
 
-// Steps [first, end) of a row, compiled once per instruction set; backward's are steps of the padded input.
+// Row b of a step, and steps [first, end) of a row, compiled once per instruction set; backward's are steps of the padded input.
 #define XLSTM_CONV_TILES                                                                     \
+  template <typename Real>                                                                   \
+  void conv_step_row(const ConvStep<Real>& p, int64_t b);                                    \
   template <typename Real>                                                                   \
   void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end); \
   template <typename Real>                                                                   \

@@ -1,4 +1,4 @@
-// conv_tile.cpp - the convolution over some steps of a row, vectorised over features, compiled once per instruction set
+// conv_tile.cpp - the convolution over one or some steps of a row, vectorised over features, compiled once per instruction set
 // (XLSTM_ISA names the namespace).
 #include <algorithm>
 
@@ -16,6 +16,22 @@ void multiply_add(int64_t D, const Real* __restrict__ a, const Real* __restrict_
 }  // namespace
 
 namespace XLSTM_ISA {
+
+template <typename Real>
+void conv_step_row(const ConvStep<Real>& p, int64_t b) {
+  const int64_t D = p.D, K = p.K, before = (K - 1) * D;
+  Real *const window = p.window + b * K * D, *const y = p.y + b * D;
+  if (p.held) {
+    const Real* const end = p.held + (b + 1) * p.held_steps * D;
+    std::copy(end - before, end, window);
+  } else {
+    std::fill(window, window + before, Real(0));
+  }
+  std::copy(p.x + b * D, p.x + (b + 1) * D, window + before);
+  std::copy(p.b, p.b + D, y);
+  for (int64_t j = 0; j < K; ++j)  // the order of conv_forward_tile, for the same bits
+    for (int64_t d = 0; d < D; ++d) y[d] += p.w[d * K + j] * window[j * D + d];
+}
 
 template <typename Real>
 void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end) {
@@ -46,6 +62,8 @@ void conv_backward_tile(const ConvBackward<Real>& p, int64_t b, int64_t first, i
   }
 }
 
+template void conv_step_row(const ConvStep<float>&, int64_t);
+template void conv_step_row(const ConvStep<double>&, int64_t);
 template void conv_forward_tile(const ConvForward<float>&, int64_t, int64_t, int64_t);
 template void conv_forward_tile(const ConvForward<double>&, int64_t, int64_t, int64_t);
 template void conv_backward_tile(const ConvBackward<float>&, int64_t, int64_t, int64_t, float*);

@@ -75,10 +75,15 @@ class CausalConv1d(nn.Module):
 
     def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        if not torch.is_grad_enabled() and x.dtype == weight.dtype and conv_cpu.usable(x):
+            y, window = conv_cpu.step(x, None if state is None else self._held(x, state), weight, bias)
+            return y, (window,)
         before, x = self.kernel_size - 1, x.unsqueeze(1)
         window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
         convolve = _DepthwiseConv.apply if torch.is_grad_enabled() else _convolve
-        return convolve(window, self.conv.weight.squeeze(1).t(), self.conv.bias).squeeze(1), (window,)
+        return convolve(window, weight.squeeze(1).t(), bias).squeeze(1), (window,)
 
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
@@ -87,14 +92,21 @@ class CausalConv1d(nn.Module):
         return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
 
     def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int) -> Tensor:
-        """The last ``count`` inputs before x, (B, count, D). Official states hold K (from step) or K - 1 (from forward)."""
-        K, (B, _, D) = self.kernel_size, x.shape
+        """The last ``count`` inputs before x, (B, count, D)."""
+        held = self._held(x, state)
+        if held.shape[1] < count:
+            held = pad(held, (0, 0, count - held.shape[1], 0))
+        return held.narrow(1, held.shape[1] - count, count)
+
+    def _held(self, x: Tensor, state: Sequence[Tensor] | Tensor) -> Tensor:
+        """The inputs that the state holds, in x's dtype. Official states hold K (from step) or K - 1 (from forward)."""
+        K, B, D = self.kernel_size, x.shape[0], x.shape[-1]
         held = state if isinstance(state, Tensor) else state[0]
         if held.dim() != 3 or held.shape[0] != B or held.shape[1] not in (K - 1, K) or held.shape[2] != D:
             raise ValueError(f"conv_state: got shape {tuple(held.shape)}, expected (B, K, D) = {(B, K, D)}")
-        if held.shape[1] < count:
-            held = pad(held, (0, 0, count - held.shape[1], 0))
-        return _as(held.narrow(1, held.shape[1] - count, count), x.dtype)
+        if held.device != x.device:
+            raise ValueError(f"conv_state: got a tensor on {held.device}, expected {x.device}, where x is")
+        return _as(held, x.dtype)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

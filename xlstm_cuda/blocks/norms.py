@@ -34,4 +34,4 @@ class MultiHeadLayerNorm(LayerNorm):
 
     def forward(self, h: Tensor) -> Tensor:
         weight, normed = self.weight, torch.layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
-        return normed if weight is None else normed * (1.0 + weight)
+        return normed if weight is None else torch.addcmul(normed, normed, weight)

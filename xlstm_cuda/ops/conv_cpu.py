@@ -8,6 +8,7 @@ from torch import Tensor
 from ..native import _C
 from .library import must_dispatch
 
+_STEP = {torch.float32: _C.conv_step_cpu_float32, torch.float64: _C.conv_step_cpu_float64}
 _FORWARD = {torch.float32: _C.conv_forward_cpu_float32, torch.float64: _C.conv_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.conv_backward_cpu_float32, torch.float64: _C.conv_backward_cpu_float64}
 
@@ -15,6 +16,22 @@ _BACKWARD = {torch.float32: _C.conv_backward_cpu_float32, torch.float64: _C.conv
 def usable(x: Tensor) -> bool:
     """Whether `forward` and `backward` take this input; compilers and modes need PyTorch's operators."""
     return x.dtype in _FORWARD and x.device.type == "cpu" and not must_dispatch(x)
+
+
+def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One input x (B, D) after held (B, K or K-1, D), weight (D, 1, K), bias (D), all of one dtype -> y (B, D), window (B, K, D).
+
+    The same bits as `forward` on the window; None is zeros before the first input.
+    """
+    B, D = x.shape
+    K = weight.shape[-1]
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    held = None if held is None else held.contiguous()
+    window, y = x.new_empty((B, K, D)), torch.empty_like(x)
+    given = (x.data_ptr(), 0 if held is None else held.data_ptr(), weight.data_ptr(), bias.data_ptr())
+    shape = (B, D, K, K if held is None else held.shape[1])
+    _STEP[x.dtype](shape, (*given, window.data_ptr(), y.data_ptr()), torch.get_num_threads())
+    return y, window
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
