@@ -1,21 +1,9 @@
-"""Seeded bugs in the chunkwise mLSTM; the suite must turn red for each: `python python_tests/mlstm_mutants.py [--only TEXT]`.
-
-Works on a copy of the checkout: plants one bug, rebuilds the host executor's module where C++ changed, runs the tests below and
-expects a failure. Python and the CUDA headers are those that build XLSTM_SIMT=ON.
-"""
+"""Seeded bugs in the chunkwise mLSTM; the suite must turn red for each: `python python_tests/mlstm_mutants.py [--only TEXT]`."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
+from planted_bugs import Bug, plant
 
-ROOT = Path(__file__).parent.parent
 KERNELS = "xlstm_cuda/ops/mlstm_kernels.py"
 WALK, TILE, SCORES, STATE, PRODUCT, CONTAINMENT = (
     f"csrc/mlstm/walk{part}.cuh" for part in ("", "_tile", "_scores", "_state", "_product", "_containment")
@@ -24,11 +12,11 @@ GATES = "csrc/mlstm/gates.cu"
 GRADIENTS = "dQ, dK, dV = dQ[..., :DHQK].contiguous(), dK[..., :DHQK].contiguous(), dV[..., :DHHV].contiguous()\n"
 
 
-def scaled(name: str) -> tuple[str, str, str]:
+def scaled(name: str) -> Bug:
     return KERNELS, GRADIENTS, f"{GRADIENTS}    {name} = {name} * 0.98\n"
 
 
-MUTANTS: dict[str, tuple[str, str, str]] = {
+MUTANTS: dict[str, Bug] = {
     **{f"{name} x 0.98": scaled(name) for name in ("dQ", "dK", "dV", "di", "df", "dC0", "dn0", "dm0")},
     "normaliser gradient dropped": (KERNELS, "if exact and options.normalize:", "if False:"),
     "dn0 zeroed": (KERNELS, GRADIENTS, f"{GRADIENTS}    dn0 = dn0 * 0\n"),
@@ -59,7 +47,6 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "(void)0;",
     ),
 }
-# Enough to see each bug; the whole files would take minutes per mutant.
 TESTS = [
     "python_tests/test_mlstm_kernels.py",
     "python_tests/test_mlstm.py",
@@ -69,64 +56,5 @@ TESTS = [
 ]
 
 
-class Copy:
-    """A checkout to break."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.build = folder / "checkout", folder / "build"
-        shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns("build", ".git", "*_trace*.so", "*_asan*.so"))
-        pybind = subprocess.run(
-            [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        self.run(
-            "cmake", "-S", ".", "-B", str(self.build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-            "-DXLSTM_CUDA=OFF", "-DXLSTM_SIMT=ON",
-            f"-Dpybind11_DIR={pybind}", f"-DPython_EXECUTABLE={sys.executable}",
-        )  # fmt: skip
-        self.compile("_simt", "_C")
-
-    def run(self, *command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True)
-
-    def compile(self, *targets: str) -> None:
-        self.run("cmake", "--build", str(self.build), "-j2", "--target", *targets)
-        for module in self.build.rglob("*.so"):
-            shutil.copy(module, self.root / "xlstm_cuda")
-
-    def tests_fail(self, tests: list[str]) -> bool:
-        environment = {**os.environ, "PYTHONPATH": str(self.root)}
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
-        if done.returncode in (2, 3, 4, 5):
-            raise SystemExit(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.returncode != 0  # 1, or a signal: a bug may crash the executor
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="bugs whose name contains this")
-    only, missed = parser.parse_args().only, []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
-        if copy.tests_fail(TESTS):
-            print("the tests fail without any bug")
-            return 1
-        for name, (file, old, new) in MUTANTS.items():
-            if only not in name:
-                continue
-            path, started = copy.root / file, time.perf_counter()
-            source = path.read_text()
-            assert source.count(old) == 1, f"{name}: the text to replace occurs {source.count(old)} times"
-            path.write_text(source.replace(old, new))
-            if not file.endswith(".py"):
-                copy.compile("_simt")
-            caught = copy.tests_fail(TESTS)
-            path.write_text(source)
-            print(f"{name:40} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
-            missed += [] if caught else [name]
-        copy.compile("_simt")
-    return bool(missed)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(plant(__doc__, MUTANTS, TESTS))

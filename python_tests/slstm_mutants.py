@@ -1,16 +1,8 @@
-"""Seeded bugs in the sLSTM kernels; the suite must turn red for each: `python python_tests/slstm_mutants.py [--only TEXT]`.
-
-As mlstm_mutants.py does: a copy of the checkout, one bug at a time, the host executor's module rebuilt where C++ changed.
-"""
+"""Seeded bugs in the sLSTM kernels; the suite must turn red for each: `python python_tests/slstm_mutants.py [--only TEXT]`."""
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import time
-from pathlib import Path
-
-from mlstm_mutants import Copy
+from planted_bugs import Bug, plant
 
 KERNELS, OPS, FORWARD, BACKWARD, PRODUCT, STEP, CELL = (
     "xlstm_cuda/ops/slstm_kernels.py",
@@ -24,11 +16,11 @@ KERNELS, OPS, FORWARD, BACKWARD, PRODUCT, STEP, CELL = (
 RETURN = "    return dx, dR, db, *(call.unpadded(s) for s in first)\n"
 
 
-def scaled(name: str) -> tuple[str, str, str]:
+def scaled(name: str) -> Bug:
     return KERNELS, RETURN, f"    {name} = {name} * 0.98\n{RETURN}"
 
 
-MUTANTS: dict[str, tuple[str, str, str]] = {
+MUTANTS: dict[str, Bug] = {
     **{f"{name} x 0.98": scaled(name) for name in ("dx", "dR", "db")},
     **{f"{name} x 0.98": scaled(f"first[{i}]") for i, name in enumerate(("dh0", "dc0", "dn0", "dm0"))},
     "normaliser gradient dropped": (CELL, "dn -= dy * k.hn;", ""),
@@ -96,32 +88,5 @@ TESTS = [
 ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="bugs whose name contains this")
-    only, missed = parser.parse_args().only, []
-    stale = False  # does the module hold a bug of a source that is whole again?
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
-        if copy.tests_fail(TESTS):
-            print("the tests fail without any bug")
-            return 1
-        for name, (file, old, new) in MUTANTS.items():
-            if only not in name:
-                continue
-            path, started = copy.root / file, time.perf_counter()
-            source = path.read_text()
-            assert source.count(old) == 1, f"{name}: the text to replace occurs {source.count(old)} times"
-            path.write_text(source.replace(old, new))
-            if stale or not file.endswith(".py"):
-                copy.compile("_simt")
-            stale = not file.endswith(".py")
-            caught = copy.tests_fail(TESTS)
-            path.write_text(source)
-            print(f"{name:45} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
-            missed += [] if caught else [name]
-    return bool(missed)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(plant(__doc__, MUTANTS, TESTS))

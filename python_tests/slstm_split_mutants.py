@@ -1,19 +1,15 @@
 """Seeded bugs in the exchanges of the sLSTM's cluster and grid kernels.
 
-`python python_tests/slstm_split_mutants.py [--only TEXT]`, as mlstm_mutants.py does, but with the executor's traced module: a
-missing release, acquire or barrier changes no value there, it is a race. Not here, because the executor orders more than PTX
-promises: the warp barrier between a cell warp's shuffles and its arrival.
+`python python_tests/slstm_split_mutants.py [--only TEXT]`, with the executor's traced module: a missing release, acquire or
+barrier changes no value there, it is a race. Not here, because the executor orders more than PTX promises: the warp barrier
+between a cell warp's shuffles and its arrival.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import tempfile
-import time
-from pathlib import Path
 
-from mlstm_mutants import Copy
+from planted_bugs import Bug, plant
 
 GRID, CLUSTER, FORWARD, BACKWARD = (
     "csrc/slstm/grid_exchange.cuh",
@@ -21,7 +17,7 @@ GRID, CLUSTER, FORWARD, BACKWARD = (
     "csrc/slstm/split_forward.cuh",
     "csrc/slstm/split_backward.cuh",
 )
-MUTANTS: dict[str, tuple[str, str, str]] = {
+MUTANTS: dict[str, Bug] = {
     "grid: acquire removed": (
         GRID,
         "device::load_acquire(counter XLSTM_FORWARD_SITE)",
@@ -95,31 +91,6 @@ TESTS = [
 ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="bugs whose name contains this")
-    only, missed = parser.parse_args().only, []
-    os.environ["XLSTM_SIMT_RACES"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
-        copy.compile("_simt_trace")
-        if copy.tests_fail(TESTS):
-            print("the tests fail without any bug")
-            return 1
-        for name, (file, old, new) in MUTANTS.items():
-            if only not in name:
-                continue
-            path, started = copy.root / file, time.perf_counter()
-            source = path.read_text()
-            assert source.count(old) == 1, f"{name}: the text to replace occurs {source.count(old)} times"
-            path.write_text(source.replace(old, new))
-            copy.compile("_simt_trace")
-            caught = copy.tests_fail(TESTS)
-            path.write_text(source)
-            print(f"{name:60} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
-            missed += [] if caught else [name]
-    return bool(missed)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    os.environ["XLSTM_SIMT_RACES"] = "1"
+    raise SystemExit(plant(__doc__, MUTANTS, TESTS, module="_simt_trace"))

@@ -1,0 +1,84 @@
+"""Seeded bugs: one at a time into a copy of the checkout, whose tests must turn red. What the *_mutants.py scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+Bug = tuple[str, str, str]  #: file, text that occurs once in it, what replaces the text
+
+
+def plant(description: str | None, bugs: Mapping[str, Bug], tests: Sequence[str], module: str = "_simt") -> int:
+    """Plants every bug (or those of ``--only TEXT``), rebuilds ``module`` where C++ changed, runs the tests; 1 if one is missed.
+
+    Python and the CUDA headers are those that build XLSTM_SIMT=ON. ``tests`` are pytest's arguments, enough to see each bug: all
+    tests would take minutes per bug.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--only", default="", help="bugs whose name contains this")
+    only = parser.parse_args().only
+    chosen = {name: bug for name, bug in bugs.items() if only in name}
+    for name, (file, old, _) in chosen.items():
+        count = (ROOT / file).read_text().count(old)
+        assert count == 1, f"{name}: the text to replace occurs {count} times in {file}"
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder), module)
+        if copy.tests_fail(tests):
+            print("the tests fail without any bug")
+            return 1
+        stale = False  # does the module hold a bug of a source that is whole again?
+        for name, (file, old, new) in chosen.items():
+            path, started, of_module = copy.root / file, time.perf_counter(), not file.endswith(".py")
+            source = path.read_text()
+            path.write_text(source.replace(old, new))
+            if stale or of_module:
+                copy.compile()
+            caught, stale = copy.tests_fail(tests), of_module
+            path.write_text(source)
+            print(f"{name:60} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
+            missed += [] if caught else [name]
+    return bool(missed)
+
+
+class Copy:
+    """A checkout to break."""
+
+    def __init__(self, folder: Path, module: str) -> None:
+        self.root, self.build, self.module = folder / "checkout", folder / "build", module
+        shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns("build", ".git", ".venv", "*.so"))
+        pybind = subprocess.run(
+            [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        self.run(
+            "cmake", "-S", ".", "-B", str(self.build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+            "-DXLSTM_CUDA=OFF", "-DXLSTM_SIMT=ON",
+            f"-Dpybind11_DIR={pybind}", f"-DPython_EXECUTABLE={sys.executable}",
+        )  # fmt: skip
+        self.compile("_simt", "_C")
+        self.compile()
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True)
+
+    def compile(self, *targets: str) -> None:
+        """``targets``, or the module that the bugs go into."""
+        self.run("cmake", "--build", str(self.build), "-j2", "--target", *(targets or (self.module,)))
+        for module in self.build.rglob("*.so"):
+            shutil.copy(module, self.root / "xlstm_cuda")
+
+    def tests_fail(self, tests: Sequence[str]) -> bool:
+        environment = {**os.environ, "PYTHONPATH": str(self.root)}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        if done.returncode in (2, 3, 4, 5):
+            raise SystemExit(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.returncode != 0  # 1, or a signal: a bug may crash the executor
