@@ -90,5 +90,10 @@ class Case:
         return "forward + backward" if self.backward else "forward"
 
     @property
+    def work_of(self) -> str:
+        """The contender on which the work of the case is counted: the one that others are compared with, ours."""
+        return next((one.name for one in self.contenders if one.against is None and one.truth is not None), "")
+
+    @property
     def tokens(self) -> int:
         return self.shape["B"] * (self.shape["S"] if self.x_axis == "S" else 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from . import roofline
 from .contenders import Case, Prepared, Unusable
 from .environment import environment
 from .gate import Gate, Truths, incoming, run_gate
@@ -80,8 +81,12 @@ def measure(case: Case, device: torch.device, seconds: float, show: Callable[[st
         times["graph time"] = interleaved(graphs, clock, seconds)
         del graphs
         torch.cuda.empty_cache()
+    least: dict[str, float] = {}
+    if case.work_of in prepared:
+        show("counting the work")
+        least = roofline.of(prepared[case.work_of], case.backward, device.type, case.dtype)
     for metric, timings in times.items():
-        outcome.records += timed_records(case, device, metric, timings, gates)
+        outcome.records += timed_records(case, device, metric, timings, gates, least)
     for name, one in prepared.items():
         if one.state_bytes is not None:
             outcome.records.append(counted_record(case, device, "state", name, float(one.state_bytes), gates[name]))
@@ -89,7 +94,7 @@ def measure(case: Case, device: torch.device, seconds: float, show: Callable[[st
 
 
 def timed_records(
-    case: Case, device: torch.device, metric: str, timings: dict[str, Timing], gates: dict[str, Gate]
+    case: Case, device: torch.device, metric: str, timings: dict[str, Timing], gates: dict[str, Gate], least: dict[str, float]
 ) -> list[Record]:
     found = []
     for contender in case.contenders:
@@ -99,6 +104,8 @@ def timed_records(
         record.minimum, record.maximum, record.runs = timing.minimum, timing.maximum, timing.runs
         if contender.against and contender.against in timings:
             record.ratios = {contender.against: ratio(timing, timings[contender.against])}
+        if contender.truth is not None:
+            record.roofline = least
         found.append(record)
     return found
 

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from .records import Record
+from .roofline import share
 
 OURS, PEERS = ("#1f5fa8", "#c0392b", "#2e8b57"), ("#8a8a8a", "#d9a441", "#9b6fb0", "#5fb0b7", "#b07a5f", "#444444")
 PANELS = {"time": "ms a call", "memory": "peak memory, MiB", "state": "bytes of state"}
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
-    """One picture for every group with more than one length, and one of all ratios; none without matplotlib."""
+    """One picture for every group with more than one length, one of all ratios, one of shares of the roofline.
+
+    None without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -28,11 +32,14 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
             lines(figure, mine)
             drawn.append(folder / f"{suite}-{group.replace(' + ', '-').replace(' ', '-')}.png")
             figure.savefig(drawn[-1])
-    if ratios := [record for record in records if record.metric == "time" and record.ratios]:
-        figure = Figure(figsize=(9, 1.2 + 0.24 * len(ratios)), dpi=130, layout="constrained")
-        bars(figure, ratios)
-        drawn.append(folder / "ratios.png")
-        figure.savefig(drawn[-1])
+    times = [record for record in records if record.metric == "time"]
+    with_ratio, with_roofline = [r for r in times if r.ratios], [r for r in times if r.roofline]
+    for name, mine, bars in (("ratios", with_ratio, ratio_bars), ("roofline", with_roofline, roofline_bars)):
+        if mine:
+            figure = Figure(figsize=(9, 1.2 + 0.24 * len(mine)), dpi=130, layout="constrained")
+            bars(figure, mine)
+            drawn.append(folder / f"{name}.png")
+            figure.savefig(drawn[-1])
     return drawn
 
 
@@ -63,7 +70,7 @@ def lines(figure: Any, records: Sequence[Record]) -> None:
     figure.suptitle(f"{first.case.split(' B')[0]}, {first.passes}, {first.dtype}, {machine(first)}", fontsize=9)
 
 
-def bars(figure: Any, records: Sequence[Record]) -> None:
+def ratio_bars(figure: Any, records: Sequence[Record]) -> None:
     """How many times as long each takes as what it is compared with."""
     one = figure.subplots()
     labels, values, colours = [], [], []
@@ -80,6 +87,21 @@ def bars(figure: Any, records: Sequence[Record]) -> None:
     one.axvline(1, color="black", linewidth=0.8)
     one.margins(x=0.15)
     one.set_title(f"time of the first over the second, {machine(records[0])}", fontsize=9)
+
+
+def roofline_bars(figure: Any, records: Sequence[Record]) -> None:
+    """Which share of the machine's best rate of the case's work each reaches."""
+    one = figure.subplots()
+    mine = list(reversed(records))
+    values = [100 * (share(record.roofline, record.median) or 0) for record in mine]
+    one.barh(range(len(mine)), values, color=[OURS[0] if is_ours(r.contender) else PEERS[0] for r in mine], height=0.7)
+    for place, value in enumerate(values):
+        one.annotate(f" {value:.2g} %", (value, place), va="center", fontsize=6)
+    one.set_yticks(range(len(mine)), [f"{r.case}: {r.contender}" for r in mine], fontsize=6)
+    one.set_xscale("log")
+    one.set_xlim(right=100)
+    one.margins(x=0.15)
+    one.set_title(f"per cent of the roofline (a matmul and a copy on this machine), {machine(records[0])}", fontsize=9)
 
 
 def colour(name: str, names: Sequence[str]) -> str:

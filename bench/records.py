@@ -25,6 +25,7 @@ class Record:
     median, minimum, maximum, runs: of the samples; a metric that is counted has runs 1.
     ratios: this contender's time over that of the named one, both from this run.
     gate: verdict, errors and bound of the comparison with the reference.
+    roofline: of a time, the case's least work and the machine's rates (roofline.py); empty where another function is computed.
     """
 
     suite: str
@@ -44,6 +45,7 @@ class Record:
     gate: dict[str, Any]
     ratios: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    roofline: dict[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:

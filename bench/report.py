@@ -11,6 +11,7 @@ from typing import Any
 from . import profile, records, table
 from .environment import ROOT, title
 from .records import Record
+from .roofline import share
 
 RESULTS, PAGE = ROOT / "bench/results", ROOT / "docs/performance.md"
 NOT_COMMITTED = ("local", "dry-run")
@@ -20,8 +21,9 @@ INTRODUCTION = """# Performance
 Written by `python -m bench.report` from the result files in `bench/results`; do not edit it. `python -m bench --quick` measures
 on your machine. Every contender has first agreed with the float64 reference, outputs and gradients, to the error in the last
 column (without one it computes another function). Times are medians of interleaved runs, with the fastest and the slowest; a
-ratio is the median over rounds of one run, this contender's time over that of the one named. What was tried to get here stands in
-[kernel-notes.md](kernel-notes.md); registers, spills and bytes of every kernel in
+ratio is the median over rounds of one run, this contender's time over that of the one named. The roofline is the share of the
+time that the case's least work would take at the rates of a matmul and a copy on the same machine (bench/roofline.py). What was
+tried to get here stands in [kernel-notes.md](kernel-notes.md); registers, spills and bytes of every kernel in
 [bench/results/static/kernels.md](../bench/results/static/kernels.md).
 """
 NO_GPU = """## On a GPU
@@ -57,6 +59,8 @@ def section(where: Path, found: Sequence[Record]) -> str:
         lines += suite_table([record for record in found if record.suite == suite])
         pictures = sorted(where.glob(f"{suite}-*.png"))
         lines += [f"![{picture.stem}]({os.path.relpath(picture, PAGE.parent)})\n" for picture in pictures]
+    if (picture := where / "roofline.png").exists():
+        lines += ["### Share of the roofline", "", f"![roofline]({os.path.relpath(picture, PAGE.parent)})\n"]
     if (file := where / profile.FILE).exists():
         lines += profile_lines(json.loads(file.read_text()))
     return "\n".join(lines)
@@ -68,8 +72,8 @@ def suite_table(found: Sequence[Record]) -> list[str]:
     lines = [
         f"### {found[0].suite}",
         "",
-        f"| case | contender | {' | '.join(METRICS[metric] for metric in metrics)} | tokens/s | ratio | error |",
-        f"|---|---|{'--:|' * len(metrics)}--:|--:|--:|",
+        f"| case | contender | {' | '.join(METRICS[metric] for metric in metrics)} | tokens/s | ratio | roofline | error |",
+        f"|---|---|{'--:|' * len(metrics)}--:|--:|--:|--:|",
     ]
     for case in dict.fromkeys((record.case, record.passes) for record in found):
         mine = [record for record in found if (record.case, record.passes) == case]
@@ -77,7 +81,8 @@ def suite_table(found: Sequence[Record]) -> list[str]:
             by_metric = {record.metric: record for record in mine if record.contender == name}
             what = f"{case[0]}, {case[1]}" if place == 0 else ""
             figures = " | ".join(figure(by_metric.get(metric)) for metric in metrics)
-            lines.append(f"| {what} | {name} | {figures} | {speed(by_metric)} | {ratios(by_metric)} | {error(by_metric)} |")
+            columns = figures, speed(by_metric), ratios(by_metric), of_roofline(by_metric), error(by_metric)
+            lines.append(f"| {what} | {name} | {' | '.join(columns)} |")
     return [*lines, ""]
 
 
@@ -99,6 +104,12 @@ def speed(by_metric: dict[str, Record]) -> str:
 def ratios(by_metric: dict[str, Record]) -> str:
     time = by_metric.get("time")
     return ", ".join(f"{value:.2f}x {name}" for name, value in time.ratios.items()) if time else ""
+
+
+def of_roofline(by_metric: dict[str, Record]) -> str:
+    time = by_metric.get("time")
+    found = share(time.roofline, time.median) if time else None
+    return "" if found is None else f"{found:.1%}"
 
 
 def error(by_metric: dict[str, Record]) -> str:

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("bench", reason="bench/ is only in a checkout")
 
 from bench import __main__ as command
-from bench import compare, gate, measure, memory, peers, plots, records, report, table
+from bench import compare, gate, measure, memory, peers, plots, records, report, roofline, table
 from bench.contenders import Case, Contender, Prepared, Unusable
 from bench.suites import SUITES, block, decode, mlstm, slstm
 from bench.timing import Timing, interleaved, ratio
@@ -129,10 +129,34 @@ def test_compare_shows_what_got_slower_and_not_what_stayed_within_its_spread():
 
 def test_plots_are_written(tmp_path):
     pytest.importorskip("matplotlib")
-    found = [record(shape={"B": 1, "S": S}, case=f"S{S}", ratios={"ours": 2.0}) for S in (8, 16)]
+    least = {"flops": 1e6, "flops/s": 1e12, "bytes": 1e6, "bytes/s": 1e10}
+    found = [record(shape={"B": 1, "S": S}, case=f"S{S}", ratios={"ours": 2.0}, roofline=least) for S in (8, 16)]
     drawn = plots.draw(found, tmp_path)
-    assert sorted(path.name for path in drawn) == ["ratios.png", "toy-cell.png"]
+    assert sorted(path.name for path in drawn) == ["ratios.png", "roofline.png", "toy-cell.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_roofline_is_the_longer_of_arithmetic_and_memory():
+    least = {"flops": 1e9, "flops/s": 1e12, "bytes": 1e6, "bytes/s": 1e10}  # 1 ms and 0.1 ms
+    assert roofline.share(least, 4.0) == pytest.approx(0.25)
+    assert roofline.share({**least, "bytes": 2e7}, 4.0) == pytest.approx(0.5)
+    assert roofline.share({}, 4.0) is None
+
+
+def test_roofline_counts_the_recurrence_and_every_tensor_once(monkeypatch):
+    monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPIED", {"cpu": 1 << 16})
+    roofline.rates.cache_clear()
+    B, S, NH, DH = 2, 8, 2, 16
+    case = next(case for case in SUITES["slstm"](torch.device("cpu"), True) if case.group == "cell")
+    ours = case.contenders[0].build({"B": B, "S": S, "NH": NH, "DH": DH}, torch.device("cpu"), torch.float32)
+    found = roofline.of(ours, True, "cpu", torch.float32)
+    roofline.rates.cache_clear()
+    assert found["flops"] == 3 * 2 * B * S * 4 * NH * DH * DH  # R h, R^T dg, dg h^T
+    operands, h = 4 * B * S * NH * DH + 4 * NH * DH * DH + 4 * NH * DH, B * S * NH * DH
+    assert found["bytes"] == 4 * 3 * (operands + h)
+    assert found["flops/s"] > 0 and found["bytes/s"] > 0
+    assert all(x.grad is None for x in ours.leaves.values())
 
 
 def test_peers_that_are_missing_say_why():
