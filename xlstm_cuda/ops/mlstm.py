@@ -34,7 +34,7 @@ def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize
     options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
     if backend in KERNEL_BACKENDS:
         return mlstm_kernels.forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, backend)
-    return chunkwise.forward(q, k, v, i, f, _initial(q, v, C0, n0, m0, cu_seqlens), cu_seqlens, options)
+    return chunkwise.forward(q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, options)
 
 
 def _forward_fake(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
@@ -53,8 +53,7 @@ def _backward_impl(
         return mlstm_kernels.backward(
             dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n, options, exact, backend
         )  # fmt: skip
-    initial = _initial(q, v, C0, n0, m0, cu_seqlens)
-    return chunkwise.backward(dh, dC, dn, q, k, v, i, f, initial, cu_seqlens, h, dot, C, n, options, exact)
+    return chunkwise.backward(dh, dC, dn, q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, h, dot, C, n, options, exact)
 
 
 def _backward_fake(
@@ -171,8 +170,5 @@ def mlstm_step(
     return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 
-def _initial(q, v, C0, n0, m0, cu_seqlens) -> State:
-    if C0 is not None:
-        return C0, n0, m0
-    C, n, m = (q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
-    return C, n, m
+def _given(C0: Tensor | None, n0: Tensor | None, m0: Tensor | None) -> State | None:
+    return None if C0 is None or n0 is None or m0 is None else (C0, n0, m0)

@@ -11,7 +11,7 @@ from .gates import Gates, scan_gates, visible, weights
 from .layout import Layout
 from .normalizer import normalizer_of
 from .options import Options
-from .states import State, bmm, states_forward, states_reverse
+from .states import State, bmm, fresh_state, states_forward, states_reverse
 
 
 def backward(
@@ -23,7 +23,7 @@ def backward(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    initial: State,
+    given: State | None,
     cu_seqlens: Tensor | None,
     h: Tensor,
     dot: Tensor,
@@ -32,10 +32,17 @@ def backward(
     options: Options,
     exact: bool,
 ) -> tuple[Tensor, ...]:
-    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0. A missing incoming gradient is zero."""
+    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0, which mean nothing without a given state.
+
+    A missing incoming gradient is zero.
+    """
+    states_matter = given is not None or dC is not None or dn is not None
+    initial = given or fresh_state(q, v, cu_seqlens)
     dh = torch.zeros_like(h) if dh is None else dh
     dC = torch.zeros_like(C) if dC is None else dC
     dn = torch.zeros_like(n) if dn is None else dn
+    if cu_seqlens is None:
+        return _backward_rows(dh, dC, dn, q, k, v, i, f, initial, h, dot, options, exact, states_matter)
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, i, f)]
     dinitial = [dC.clone(), dn.clone(), (initial[0] * dC).sum((-1, -2)) + (initial[1] * dn).sum(-1)]
     for bucket in buckets(cu_seqlens, q.shape[1]):
@@ -43,7 +50,7 @@ def backward(
         i_, f_ = bucket.take(i, -torch.inf), bucket.take(f, torch.inf)
         results = _backward_rows(
             dh_, bucket.take_rows(dC), bucket.take_rows(dn),
-            q_, k_, v_, i_, f_, bucket.take_state(initial), h_, dot_, options, exact,
+            q_, k_, v_, i_, f_, bucket.take_state(initial), h_, dot_, options, exact, states_matter,
         )  # fmt: skip
         for whole, part in zip(gradients, results[:5]):
             bucket.put(whole, part)
@@ -54,9 +61,12 @@ def backward(
 
 def _backward_rows(
     dh: Tensor, dC: Tensor, dn: Tensor, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
-    initial: State, h: Tensor, dot: Tensor, options: Options, exact: bool,
+    initial: State, h: Tensor, dot: Tensor, options: Options, exact: bool, states_matter: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """A plain batch: dq, dk, dv, di, df, dC0, dn0, dm0."""
+    """A plain batch: dq, dk, dv, di, df, dC0, dn0, dm0.
+
+    states_matter: an initial state is given, or the final one has a gradient.
+    """
     (B, S, NH, DHQK), DHHV, dtype = q.shape, v.shape[-1], initial[0].dtype
     if B * S == 0:
         dm = (initial[0] * dC).sum((-1, -2)) + (initial[1] * dn).sum(-1)
@@ -76,13 +86,12 @@ def _backward_rows(
     rdH = dH * r.unsqueeze(-1)
     dQ, dK, dV = torch.empty_like(Q), torch.empty_like(K), torch.empty_like(V)
     border = torch.empty_like(gates.g)  # <C_k, dC_k> + <n_k, dn_k> at the end of every chunk
+    alone = layout.NC == 1 and not states_matter
 
     groups = layout.groups(DHQK, DHHV, V.element_size())
     starts = _group_starts(K, V, gates, groups, C, n)
     for group, (C, n) in zip(reversed(groups), reversed(starts)):
         Qg, Kg, Vg, rdHg = Q[group], K[group], V[group], rdH[group]
-        w, u, g = (x[group].to(dtype) for x in (gates.w, gates.u, gates.g))
-        Cs, ns = states_forward(C, n, Kg, Vg, w, g)
         W = weights(gates, group, dtype)
         P = bmm(Qg, Kg.transpose(-1, -2)).mul_(W)
         dP = bmm(rdHg, Vg.transpose(-1, -2))
@@ -90,17 +99,23 @@ def _backward_rows(
         if rdelta is not None:
             dP.add_(rdelta.unsqueeze(-1))
         dP.mul_(W)
-        dCs, dns = states_reverse(dC, dn, Qg, rdHg, rdelta, u, g)
-
-        from_start = bmm(rdHg, Cs[:-1].transpose(-1, -2))
-        if rdelta is not None:
-            from_start.addcmul_(rdelta.unsqueeze(-1), ns[:-1].unsqueeze(-2))
-        dQ[group] = bmm(dP, Kg).addcmul_(from_start, u.unsqueeze(-1))
-        to_end = bmm(Vg, dCs[1:].transpose(-1, -2)).add_(dns[1:].unsqueeze(-2))
-        dK[group] = bmm(dP.transpose(-1, -2), Qg).addcmul_(to_end, w.unsqueeze(-1))
-        dV[group] = bmm(P.transpose(-1, -2), rdHg).add_(bmm(Kg * w.unsqueeze(-1), dCs[1:]))
-        border[group] = ((Cs[1:] * dCs[1:]).sum((-1, -2)) + (ns[1:] * dns[1:]).sum(-1)).double()
-        dC, dn = dCs[0], dns[0]
+        dQg, dKg, dVg = bmm(dP, Kg), bmm(dP.transpose(-1, -2), Qg), bmm(P.transpose(-1, -2), rdHg)
+        if alone:
+            border[group] = 0.0
+        else:
+            w, u, g = (x[group].to(dtype) for x in (gates.w, gates.u, gates.g))
+            Cs, ns = states_forward(C, n, Kg, Vg, w, g)
+            dCs, dns = states_reverse(dC, dn, Qg, rdHg, rdelta, u, g)
+            from_start = bmm(rdHg, Cs[:-1].transpose(-1, -2))
+            if rdelta is not None:
+                from_start.addcmul_(rdelta.unsqueeze(-1), ns[:-1].unsqueeze(-2))
+            dQg.addcmul_(from_start, u.unsqueeze(-1))
+            to_end = bmm(Vg, dCs[1:].transpose(-1, -2)).add_(dns[1:].unsqueeze(-2))
+            dKg.addcmul_(to_end, w.unsqueeze(-1))
+            dVg.add_(bmm(Kg * w.unsqueeze(-1), dCs[1:]))
+            border[group] = ((Cs[1:] * dCs[1:]).sum((-1, -2)) + (ns[1:] * dns[1:]).sum(-1)).double()
+            dC, dn = dCs[0], dns[0]
+        dQ[group], dK[group], dV[group] = dQg, dKg, dVg
 
     k_dk = (K * dK).sum(-1).double()
     dlog_f = _sum_from_each_step((Q * dQ).sum(-1).double() - k_dk, border, gates.segment)
@@ -109,7 +124,8 @@ def _backward_rows(
         di = di * torch.sigmoid(-i.double())
     dC0, dn0 = dC.view_as(initial[0]).clone(), dn.view_as(initial[1]).clone()
     dm0 = (initial[0] * dC0).sum((-1, -2)) + (initial[1] * dn0).sum(-1)
-    return *(layout.join(x) for x in (dQ, dK, dV)), di, df, dC0, dn0, dm0
+    gradients = zip((q, k, v, i, f), (*(layout.join(x) for x in (dQ, dK, dV)), di, df))
+    return *(gradient.to(like.dtype).contiguous() for like, gradient in gradients), dC0, dn0, dm0
 
 
 def _group_starts(K: Tensor, V: Tensor, gates: Gates, groups: list[slice], C: Tensor, n: Tensor) -> list[tuple[Tensor, Tensor]]:

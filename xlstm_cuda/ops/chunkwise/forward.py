@@ -12,32 +12,40 @@ from .gates import scan_gates, weights
 from .layout import Layout
 from .normalizer import normalizer_of
 from .options import Options
-from .states import State, bmm, states_forward
+from .states import State, bmm, fresh_state, states_forward
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial: State, cu_seqlens: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
+    given: State | None, cu_seqlens: Tensor | None, options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """h in v's dtype, the final C, n, m, and the dot products s q.n (B, S, NH) that the backward needs."""
+    initial = given or fresh_state(q, v, cu_seqlens)
+    if cu_seqlens is None:
+        return _forward_rows(q, k, v, i, f, initial, given is None, options)
     h, dot = torch.empty_like(v, memory_format=torch.contiguous_format), i.new_empty(i.shape, dtype=initial[0].dtype)
     C, n, m = (s.clone() for s in initial)
     for bucket in buckets(cu_seqlens, q.shape[1]):
         q_, k_, v_ = (bucket.take(x, 0.0) for x in (q, k, v))
         i_, f_ = bucket.take(i, -torch.inf), bucket.take(f, torch.inf)
-        results = _forward_rows(q_, k_, v_, i_, f_, bucket.take_state(initial), options)
+        results = _forward_rows(q_, k_, v_, i_, f_, bucket.take_state(initial), given is None, options)
         bucket.put(h, results[0])
-        bucket.put(dot, results[1])
-        for whole, part in zip((C, n, m), results[2:]):
+        bucket.put(dot, results[4])
+        for whole, part in zip((C, n, m), results[1:4]):
             bucket.put_rows(whole, part)
     return h, C, n, m, dot
 
 
-def _forward_rows(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial: State, options: Options) -> tuple[Tensor, ...]:
-    """A plain batch: h, dot, C, n, m."""
+def _forward_rows(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial: State, fresh: bool, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A plain batch: h, C, n, m and dot as `forward` returns them."""
     (B, S, NH, DHQK), DHHV, dtype = q.shape, v.shape[-1], initial[0].dtype
     if B * S == 0:
-        return torch.empty_like(v), i.to(dtype), *(s.clone() for s in initial)
+        C, n, m = (s.clone() for s in initial)
+        return v.new_empty(v.shape), C, n, m, i.new_empty(i.shape, dtype=dtype)
     layout = Layout.of(B, S, NH, options)
+    alone = layout.NC == 1 and fresh  # nothing to read from a state
     Q, K, V = (layout.cut(x, dtype) for x in (q, k, v))
     C, n, m0 = (s.flatten(0, 1) for s in initial)
     I, F = layout.cut(i, torch.float64, -torch.inf), layout.cut(f, torch.float64, torch.inf)
@@ -50,8 +58,11 @@ def _forward_rows(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial
         Cs, ns = states_forward(C, n, Kg, Vg, gates.w[group].to(dtype), gates.g[group].to(dtype))
         P = bmm(Qg, Kg.transpose(-1, -2)).mul_(weights(gates, group, dtype))
         u = gates.u[group].to(dtype)
-        numerator = bmm(P, Vg).addcmul_(bmm(Qg, Cs[:-1]), u.unsqueeze(-1))
-        dots[group] = options.scale * (P.sum(-1) + u * bmm(Qg, ns[:-1].unsqueeze(-1)).squeeze(-1)).double()
+        numerator, dot = bmm(P, Vg), P.sum(-1)
+        if not alone:
+            numerator.addcmul_(bmm(Qg, Cs[:-1]), u.unsqueeze(-1))
+            dot.addcmul_(bmm(Qg, ns[:-1].unsqueeze(-1)).squeeze(-1), u)
+        dots[group] = options.scale * dot.double()
         factor = options.scale * normalizer_of(dots[group], gates.m[group], options).factor
         H[group] = numerator.mul_(factor.to(dtype).unsqueeze(-1))  # (M3)
         C, n = Cs[-1], ns[-1]
@@ -60,8 +71,8 @@ def _forward_rows(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, initial
     if poison is not None:
         H.masked_fill_(poison.unsqueeze(-1), torch.nan)
         C, n, m = (s.clone().masked_fill_(poison[-1, :, -1].view(-1, *(1,) * (s.dim() - 1)), torch.nan) for s in (C, n, m))
-    state = (x.view_as(like).clone() for x, like in zip((C, n, m), initial))
-    return layout.join(H).to(v.dtype), layout.join(dots).to(dtype), *state
+    C, n, m = (x.view_as(like).clone() for x, like in zip((C, n, m), initial))
+    return layout.join(H).to(v.dtype).contiguous(), C, n, m, layout.join(dots).to(dtype).contiguous()
 
 
 def _without_poison(K: Tensor, V: Tensor, I: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:

@@ -10,6 +10,8 @@ from torch.nn.functional import pad
 
 from .options import Options
 
+CHUNK = 64  #: steps of a chunk where no chunk_size is given
+ONE_CHUNK = 64
 WORKSPACE_BYTES = 48 << 20  #: per group of chunks; a group has at least one chunk
 
 
@@ -24,7 +26,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, B: int, S: int, NH: int, options: Options) -> Layout:
-        L = options.chunk_size or 64
+        L = options.chunk_size or (S if S <= ONE_CHUNK else CHUNK)
         return cls(B, S, NH, L, -(-S // L))
 
     def cut(self, x: Tensor, dtype: torch.dtype, fill: float = 0.0) -> Tensor:

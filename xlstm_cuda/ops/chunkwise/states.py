@@ -10,6 +10,15 @@ from torch import Tensor
 State = tuple[Tensor, Tensor, Tensor]  # C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)
 
 
+def fresh_state(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> State:
+    """C, n, m before the first step where none is given."""
+    N = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    NH, DHQK, DHHV = q.shape[-2], q.shape[-1], v.shape[-1]
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    C, n, m = (q.new_zeros(shape, dtype=dtype) for shape in ((N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)))
+    return C, n, m
+
+
 def states_forward(C: Tensor, n: Tensor, K: Tensor, V: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """(M2) chunk by chunk: C, n at every border of a group, (G+1, R, DHQK, DHHV) and (G+1, R, DHQK).
 
