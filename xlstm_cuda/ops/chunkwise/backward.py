@@ -85,14 +85,14 @@ def _backward_rows(
         delta = -along * (dot64.sign() * normalizer.active).to(dtype)
     rdH = dH * r.unsqueeze(-1)
     dQ, dK, dV = torch.empty_like(Q), torch.empty_like(K), torch.empty_like(V)
-    border = torch.empty_like(gates.g)  # <C_k, dC_k> + <n_k, dn_k> at the end of every chunk
+    border = torch.empty_like(gates.g, dtype=torch.float64)  # <C_k, dC_k> + <n_k, dn_k> at the end of every chunk
     alone = layout.NC == 1 and not states_matter
 
     groups = layout.groups(DHQK, DHHV, V.element_size())
     starts = _group_starts(K, V, gates, groups, C, n)
     for group, (C, n) in zip(reversed(groups), reversed(starts)):
         Qg, Kg, Vg, rdHg = Q[group], K[group], V[group], rdH[group]
-        W = weights(gates, group, dtype)
+        W = weights(gates, group)
         P = bmm(Qg, Kg.transpose(-1, -2)).mul_(W)
         dP = bmm(rdHg, Vg.transpose(-1, -2))
         rdelta = None if delta is None else r[group] * delta[group]
@@ -103,7 +103,7 @@ def _backward_rows(
         if alone:
             border[group] = 0.0
         else:
-            w, u, g = (x[group].to(dtype) for x in (gates.w, gates.u, gates.g))
+            w, u, g = (x[group] for x in (gates.w, gates.u, gates.g))
             Cs, ns = states_forward(C, n, Kg, Vg, w, g)
             dCs, dns = states_reverse(dC, dn, Qg, rdHg, rdelta, u, g)
             from_start = bmm(rdHg, Cs[:-1].transpose(-1, -2))
@@ -118,7 +118,7 @@ def _backward_rows(
         dQ[group], dK[group], dV[group] = dQg, dKg, dVg
 
     k_dk = (K * dK).sum(-1).double()
-    dlog_f = _sum_from_each_step((Q * dQ).sum(-1).double() - k_dk, border, gates.segment)
+    dlog_f = _sum_from_each_step((Q * dQ).sum(-1).double() - k_dk, border, gates)
     di, df = layout.join(k_dk), layout.join(dlog_f) * torch.sigmoid(-f.double())
     if options.igate == "sigmoid":
         di = di * torch.sigmoid(-i.double())
@@ -132,19 +132,19 @@ def _group_starts(K: Tensor, V: Tensor, gates: Gates, groups: list[slice], C: Te
     """C, n at the start of every group, by the same updates as the forward walk."""
     starts = [(C, n)]
     for group in groups[:-1]:
-        w, g = gates.w[group].to(K.dtype), gates.g[group].to(K.dtype)
-        Cs, ns = states_forward(*starts[-1], K[group], V[group], w, g)
+        Cs, ns = states_forward(*starts[-1], K[group], V[group], gates.w[group], gates.g[group])
         starts.append((Cs[-1], ns[-1]))
     return starts
 
 
-def _sum_from_each_step(x: Tensor, border: Tensor, segment: Tensor | None) -> Tensor:
+def _sum_from_each_step(x: Tensor, border: Tensor, gates: Gates) -> Tensor:
     """Gradient of log f: the sum of x over the rest of the step's segment, plus the border term where the segment goes on.
 
     Border terms restart the sum in every chunk, so that its rounding error does not grow with S.
     """
-    if segment is None:
+    if not gates.resets:
         return x.flip(-1).cumsum(-1).flip(-1) + border.unsqueeze(-1)
+    segment = gates.segment
     rest = visible(segment, x.shape[-1]).transpose(-1, -2)
     total = (x.unsqueeze(-2) * rest).sum(-1) + torch.where(segment == segment[..., -1:], border.unsqueeze(-1), 0.0)
     first = segment != pad(segment, (1, 0))[..., :-1]  # a reset forgets everything, so its own gate has no gradient

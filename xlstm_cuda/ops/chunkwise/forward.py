@@ -55,9 +55,9 @@ def _forward_rows(
 
     for group in layout.groups(DHQK, DHHV, V.element_size()):
         Qg, Kg, Vg = Q[group], K[group], V[group]
-        Cs, ns = states_forward(C, n, Kg, Vg, gates.w[group].to(dtype), gates.g[group].to(dtype))
-        P = bmm(Qg, Kg.transpose(-1, -2)).mul_(weights(gates, group, dtype))
-        u = gates.u[group].to(dtype)
+        Cs, ns = states_forward(C, n, Kg, Vg, gates.w[group], gates.g[group])
+        P = bmm(Qg, Kg.transpose(-1, -2)).mul_(weights(gates, group))
+        u = gates.u[group]
         numerator, dot = bmm(P, Vg), P.sum(-1)
         if not alone:
             numerator.addcmul_(bmm(Qg, Cs[:-1]), u.unsqueeze(-1))

@@ -1,4 +1,4 @@
-"""The gate scan of all chunks (M4-M6): stabilisers and weights, which need no product of q and k."""
+"""The gate scan of all chunks (M4-M6): stabilisers and weights, which need no product of q and k. Allocates for csrc/cpu."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ...native import _C
+
+_SCAN = {torch.float32: _C.mlstm_gates_cpu_float32, torch.float64: _C.mlstm_gates_cpu_float64}
+_WEIGHTS = {torch.float32: _C.mlstm_weights_cpu_float32, torch.float64: _C.mlstm_weights_cpu_float64}
+
 
 class Gates(NamedTuple):
-    """The gate scan of all chunks, float64; t and j are steps of one chunk, a weight is exp of a number that is at most 0.
+    """The gate scan of all chunks; t and j are steps of one chunk, a weight is exp of a number that is at most 0.
 
-    A forget gate of -inf starts a new segment inside its chunk: weights between segments are exactly 0.
+    A forget gate of -inf starts a new segment inside its chunk: weights between segments are exactly 0. Exponents are float64,
+    weights have the dtype of states.
     """
 
     beta: Tensor  #: (NC, R, L) i_j - b_j; -inf where the input gate is closed
@@ -22,72 +28,34 @@ class Gates(NamedTuple):
     w: Tensor  #: (NC, R, L) exp(a_j - m_k), what step j leaves in the chunk's final state
     g: Tensor  #: (NC, R) exp(G + m_{k-1} - m_k), what is left of the initial state in the final one
     m_last: Tensor  #: (R,) m after the last chunk
-    segment: Tensor | None  #: (NC, R, L) number of resets up to t inside the chunk; None when there is none anywhere
+    segment: Tensor  #: (NC, R, L) int32, number of resets up to t inside the chunk
+    resets: bool  #: whether there is any
 
 
 def scan_gates(i: Tensor, f: Tensor, m0: Tensor, igate: str) -> Gates:
     """i, f (NC, R, L) float64, padded with i = -inf, f = +inf; m0 (R,)."""
-    log_i, log_f = (i if igate == "exp" else logsigmoid(i)), logsigmoid(f)
-    reset = log_f == -torch.inf
-    segment = reset.cumsum(-1) if bool(reset.any()) else None
-    if segment is not None:
-        log_f = log_f.masked_fill(reset, 0.0)
-    b = log_f.cumsum(-1)
-    beta = log_i - b
-    total = b[..., -1]
-    passes = None if segment is None else segment[..., -1] == 0  # the initial state reaches the chunk's end
-
-    if igate == "sigmoid":  # m = 0 everywhere, but an incoming m0 still scales the incoming state
-        m_before = torch.zeros_like(total)
-        m_before[0] = m0
-        m_after = torch.zeros_like(total)
-        m_last = torch.zeros_like(m0)
-        rise = -b
-    else:
-        # A reset with a closed input gate leaves the fresh state, whose m is 0.
-        level = beta if segment is None else torch.where(reset & (beta == -torch.inf), -b, beta)
-        if segment is None:
-            highest = level.cummax(-1).values
-        else:
-            highest = (
-                level.unsqueeze(-2).masked_fill(~visible(segment, level.shape[-1]), -torch.inf).amax(-1)
-            )  # (NC, R, t, j) -> (NC, R, t)
-        top = total + highest[..., -1]
-        borders = [m0.double()]
-        for k in range(total.shape[0]):
-            carried = total[k] + borders[-1]
-            if passes is not None:
-                carried = carried.masked_fill(~passes[k], -torch.inf)
-            m_k = torch.maximum(carried, top[k])  # (M5)
-            # Rounded to the state's precision, so that a sequence split at a chunk border gives the same bits.
-            borders.append(torch.where(m_k == -torch.inf, 0.0, m_k).to(m0.dtype).double())
-        m_before, m_after, m_last = torch.stack(borders[:-1]), torch.stack(borders[1:]), borders[-1].to(m0.dtype)
-        start = m_before.unsqueeze(-1)
-        if segment is not None:
-            start = torch.where(segment == 0, start, -torch.inf)
-        rise = torch.maximum(start, highest)  # (M6)
-        rise = torch.where(rise == -torch.inf, -b, rise)
-
-    m = b + rise
-    u = torch.exp(m_before.unsqueeze(-1) - rise)
-    w = torch.exp(total.unsqueeze(-1) + beta - m_after.unsqueeze(-1))
-    g = torch.exp(total + m_before - m_after)
-    if segment is not None and passes is not None:
-        u = u.masked_fill(segment != 0, 0.0)
-        w = w.masked_fill(segment != segment[..., -1:], 0.0)
-        g = g.masked_fill(~passes, 0.0)
-    return Gates(beta, rise, m, u, w, g, m_last, segment)
+    log_i, log_f, m0 = (i if igate == "exp" else logsigmoid(i)), logsigmoid(f), m0.contiguous()
+    beta, rise, m = (torch.empty_like(log_f) for _ in range(3))
+    u, w = (torch.empty_like(log_f, dtype=m0.dtype) for _ in range(2))
+    g, m_last, segment = m0.new_empty(f.shape[:2]), torch.empty_like(m0), torch.empty_like(log_f, dtype=torch.int32)
+    tensors = (log_i, log_f, m0, beta, rise, m, u, w, g, m_last, segment)
+    resets = _SCAN[m0.dtype](
+        tuple(f.shape), tuple(x.data_ptr() for x in tensors), igate == "sigmoid", torch.get_num_threads()
+    )  # fmt: skip
+    return Gates(beta, rise, m, u, w, g, m_last, segment, resets)
 
 
-def visible(segment: Tensor | None, L: int) -> Tensor:
+def visible(segment: Tensor, L: int) -> Tensor:
     """(..., t, j): step j is seen from step t, that is j <= t and no reset between them."""
-    causal = torch.ones(L, L, dtype=torch.bool).tril()
-    return causal if segment is None else causal & (segment.unsqueeze(-1) == segment.unsqueeze(-2))
+    return torch.ones(L, L, dtype=torch.bool).tril() & (segment.unsqueeze(-1) == segment.unsqueeze(-2))
 
 
-def weights(gates: Gates, group: slice, dtype: torch.dtype) -> Tensor:
+def weights(gates: Gates, group: slice) -> Tensor:
     """W_tj of a group of chunks, (G, R, L, L), 0 where j is not seen from t."""
-    exponent = gates.beta[group].unsqueeze(-2) - gates.rise[group].unsqueeze(-1)
-    segment = None if gates.segment is None else gates.segment[group]
-    exponent.masked_fill_(~visible(segment, exponent.shape[-1]), -torch.inf)
-    return exponent.to(dtype).exp_()
+    beta, rise, segment = gates.beta[group], gates.rise[group], gates.segment[group]
+    W = gates.u.new_empty((*beta.shape, beta.shape[-1]))
+    _WEIGHTS[W.dtype](
+        beta.shape[0] * beta.shape[1], beta.shape[-1],
+        beta.data_ptr(), rise.data_ptr(), segment.data_ptr(), W.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return W
