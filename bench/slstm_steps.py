@@ -1,9 +1,9 @@
-"""One step of the resident sLSTM kernels in machine code, without a GPU: `python -m bench.slstm_steps`.
+"""One step of the sLSTM kernels in machine code, without a GPU: `python -m bench.slstm_steps`.
 
-Compiles the 16-bit kernels, finds the loop over the steps (the one with the tensor-core instructions and no loop inside), and
-prints per warp the instructions on its longest path (a row's first or last step with resets) and on the longest that leaves out
-the blocks which read or write states, and the flags of resets, in global memory: that is the usual step, given also by kind and
-with a cycle estimate.
+Compiles the 16-bit kernels, finds the loop over the steps (the shortest with tensor-core instructions), and prints per warp the
+instructions on its longest path: a row's first or last step with resets, every wait found open. For the resident kernels also the
+longest that leaves out the blocks which read or write states, and the flags of resets, in global memory: that is the usual step,
+with a cycle estimate. The kinds are those of the usual step, or of the longest path where there is no other.
 
 The estimate runs the warps of one SM sub-partition in order through a scoreboard. It is a model to compare mappings with, not a
 measurement. Assumed, in cycles: one instruction per cycle and sub-partition; float32 pipe 1 per instruction, latency 4; integer
@@ -25,7 +25,10 @@ from pathlib import Path
 from bench.static.compiler import demangle, find_cuobjdump, find_nvcc
 from bench.static.sources import ROOT
 
-FILES = ("resident_forward_bfloat16", "resident_backward_bfloat16")
+FILES = (
+    "resident_forward_bfloat16", "resident_backward_bfloat16",
+    "cluster_forward", "cluster_backward", "grid_forward", "grid_backward",
+)  # fmt: skip
 KINDS = ("HMMA", "LDSM", "MUFU", "BAR", "LDS", "STS", "LDGSTS", "STG", "LDG", "FMA", "IMAD", "ALU", "control")
 #       kind: (pipe, cycles between two, latency); None: by the width of the access
 PIPES: dict[str, tuple[str | None, float | None, float]] = {
@@ -113,10 +116,11 @@ def longest_path(body: list[Instruction], without: set[int]) -> list[Instruction
     for i in reversed(range(len(body) - 1)):
         ways = []
         target = body[i].target
-        if target is not None:
+        if target in index:  # one outside leaves the loop
             ways.append(index[target])
         if target is None or body[i].predicate is not None:
             ways.append(i + 1)
+        ways = ways or [len(body)]
         following[i] = max(ways, key=lambda way: size[way])
         size[i] = size[following[i]] + (-len(body) if body[i].address in without else 1)
     taken, i = [], 0
@@ -199,9 +203,11 @@ def cycles(body: list[Instruction], warps: int, steps: int = 6) -> float:
 
 
 def warps_of(kernel: str) -> int:
-    """From the tile in its name: ForwardTile<Element, DH, units of a thread, stages>, BackwardTile<Element, DH, stages>."""
-    forward = re.search(r"ForwardTile<\w+, (\d+), (\d+), \d+>", kernel)
-    if forward:
+    """From the tile in its name: ForwardTile<Element, DH, units of a thread, stages>, BackwardTile<Element, DH, stages>, or
+    TensorForward, TensorBackward<Element, units, warps, ...>."""
+    if split := re.search(r"Tensor\w+<\w+, \d+, (\d+)", kernel):
+        return int(split[1])
+    if forward := re.search(r"ForwardTile<\w+, (\d+), (\d+), \d+>", kernel):
         return int(forward[1]) // (8 * int(forward[2]))
     backward = re.search(r"BackwardTile<\w+, (\d+), \d+>", kernel)
     assert backward, kernel
@@ -244,17 +250,17 @@ def main() -> int:
             for mangled, instructions in functions(sass).items():
                 kernel = demangle(mangled)
                 body = step(instructions)
-                if not body:
+                if not body or "__half" in kernel:
                     continue
-                most, warps = longest_path(body, set()), warps_of(kernel)
-                usual = longest_path(body, rare(body, STORES["Forward" if "Forward" in kernel else "Backward"]))
+                usual = most = longest_path(body, set())
+                warps, figures = warps_of(kernel), f"{'':7} {len(most):8} {'':6} {'':5}"
+                if "resident" in kernel:
+                    usual = longest_path(body, rare(body, STORES["Forward" if "Forward" in kernel else "Backward"]))
+                    estimate = cycles(usual, warps)
+                    figures = f"{len(usual):7} {len(most):8} {estimate:6.0f} {estimate / CLOCK_GHZ / 1000:5.2f}"
                 count = collections.Counter(i.kind for i in usual)
-                estimate = cycles(usual, warps)
-                print(
-                    f"{len(usual):7} {len(most):8} {estimate:6.0f} {estimate / CLOCK_GHZ / 1000:5.2f} "
-                    + " ".join(f"{count[k]:6}" for k in KINDS)
-                    + f"  {kernel.removeprefix('slstm::')}, {warps}"
-                )
+                kinds = " ".join(f"{count[k]:6}" for k in KINDS)
+                print(f"{figures} {kinds}  {kernel.removeprefix('slstm::')}, {warps}")
                 if arguments.show and arguments.show in kernel:
                     print("\n".join(f"    {i.address:6x}  {i.text}" for i in usual))
     return 0

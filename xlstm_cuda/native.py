@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 try:
     _C: ModuleType = importlib.import_module("xlstm_cuda._C")

@@ -89,7 +89,7 @@ void forward(const std::string& kernel, Sizes sizes, Address cu_seqlens, Address
 void backward(const std::string& kernel, Sizes sizes, Address cu_seqlens, Address reset, std::array<int64_t, 2> reset_strides,
               const std::string& forget_gate, const std::string& dtype, Address R, Address h0, Address c0, Address n0,
               Address saved_tails, Address saved_cells, Address dh, std::array<int64_t, 3> dh_strides, Address dh_last,
-              Address dc_last, Address dn_last, Address dx, Address db_rows, Address dh0, Address dc0, Address dn0, Address dm0,
+              Address dc_last, Address dn_last, Address dx, Address db_parts, Address dh0, Address dc0, Address dn0, Address dm0,
               Address workspace, int processors, Address stream) {
   KernelBackward p{};
   p.shape = shape_of(sizes, cu_seqlens, reset, reset_strides, forget_gate), p.element = element_type(dtype);
@@ -97,7 +97,7 @@ void backward(const std::string& kernel, Sizes sizes, Address cu_seqlens, Addres
   p.saved_tails = pointer(saved_tails), p.saved_cells = pointer<float>(saved_cells), p.dh = pointer(dh);
   p.dh_stride_b = dh_strides[0], p.dh_stride_s = dh_strides[1], p.dh_stride_n = dh_strides[2];
   p.dh_last = pointer<float>(dh_last), p.dc_last = pointer<float>(dc_last), p.dn_last = pointer<float>(dn_last);
-  p.dx = pointer(dx), p.db_rows = pointer<float>(db_rows);
+  p.dx = pointer(dx), p.db_parts = pointer<float>(db_parts);
   p.dh0 = pointer<float>(dh0), p.dc0 = pointer<float>(dc0), p.dn0 = pointer<float>(dn0), p.dm0 = pointer<float>(dm0);
   p.workspace = pointer(workspace);
   if (p.shape.B == 0) return;
@@ -127,6 +127,7 @@ void bind_slstm(py::module_& m) {
       "slstm_kernel",
       [](const std::string& dtype, int64_t DH) { return kind_name(choose(DH, element_type(dtype), current_device())); },
       py::arg("dtype"), py::arg("DH"), "which kernel serves this head dim on the current device");
+  m.attr("SLSTM_TILE_ROWS") = kTileRows;
   m.def("slstm_kernel_table", &table, "(kernel, dtypes, head dims up to, sm_ at least, bytes of shared memory at least) ...");
   m.def("slstm_grid_workspace", &grid_workspace, py::arg("backward"), py::arg("sizes"), py::arg("dtype"),
         py::arg("processors") = 0, "bytes of the grid kernel's workspace, which need no values");
@@ -139,8 +140,8 @@ void bind_slstm(py::module_& m) {
   m.def("slstm_backward", &backward, py::kw_only(), py::arg("kernel"), py::arg("sizes"), py::arg("cu_seqlens"), py::arg("reset"),
         py::arg("reset_strides"), py::arg("forget_gate"), py::arg("dtype"), py::arg("R"), py::arg("h0"), py::arg("c0"),
         py::arg("n0"), py::arg("saved_tails"), py::arg("saved_cells"), py::arg("dh"), py::arg("dh_strides"), py::arg("dh_last"),
-        py::arg("dc_last"), py::arg("dn_last"), py::arg("dx"), py::arg("db_rows"), py::arg("dh0"), py::arg("dc0"), py::arg("dn0"),
-        py::arg("dm0"), py::arg("workspace") = 0, py::arg("processors") = 0, py::arg("stream"),
+        py::arg("dc_last"), py::arg("dn_last"), py::arg("dx"), py::arg("db_parts"), py::arg("dh0"), py::arg("dc0"),
+        py::arg("dn0"), py::arg("dm0"), py::arg("workspace") = 0, py::arg("processors") = 0, py::arg("stream"),
         "S4, S5 over a sequence (KernelBackward)");
 }
 

@@ -10,6 +10,8 @@ namespace xlstm::slstm {
 // memory; grid: cooperating blocks do, and exchange h through L2.
 enum class KernelKind { Resident, Cluster, Grid };
 
+constexpr int kTileRows = 8;  // rows of a block of a resident kernel: the n of an mma
+
 // "Element" is float32, bfloat16 or float16; "tails" are float16 where Element has 16 bits, else float32. DH is a multiple of 8
 // (the caller pads, with zeros); P = DH. All strides in elements; x and dh have unit last stride and every row begins at a
 // multiple of 16 bytes. Any kind's backward reads what any kind's forward saved. The sign of a saved sf (sf >= 0) marks a
@@ -40,7 +42,7 @@ struct KernelBackward {
   int64_t dh_stride_b, dh_stride_s, dh_stride_n;
   const float *dh_last, *dc_last, *dn_last;  // (B, NH, DH), each null for zero
   void* dx;                                  // (B, S, 4, NH, DH) of Element
-  float* db_rows;                // (B, 4, NH, DH): dx before rounding, summed over each row's steps; null: the caller sums dx
+  float* db_parts;               // (parts, 4, NH, DH): dx summed over steps, of a row (cluster, grid) or of a tile of rows
   float *dh0, *dc0, *dn0, *dm0;  // (B, NH, DH)
   void* workspace;               // grid kernel: grid_workspace_bytes, of any content
 };

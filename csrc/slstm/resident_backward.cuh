@@ -3,6 +3,7 @@
 //   dy = dh_t + dh_rec;  dc, dn, dg      cell.cuh, float32 registers of the thread that holds the unit and the row
 //   dh_rec = R^T dg                      resident_product.cuh; dg as Element in shared memory, double buffered
 //   dm0 = c0 dc0 + n0 dn0                S5
+//   db = sum of dx                       float32 registers, over the tile's rows and steps
 //
 // Iteration i is step length - 1 - i of every row, whatever its length: all rows begin with the gradients of their final states.
 // A row that is through goes on with zeros (zero-filled copies); its dh0, dc0, dn0, dm0 are written when its first step is done.
@@ -14,8 +15,8 @@
 // dg enters the product zeroed at a reset (h_{t-1} did not enter forward's), dx gets it as it is.  d is -inf there, so f' = 0 and
 //   nothing flows into c, n before the reset.
 // Shared memory: dg, the slots, for float32 R too.
-// Precision: everything float32; dg is rounded to Element where it enters R^T and dx.  dR and db are sums of dx over all steps
-//   and left to one matrix product after the launch.
+// Precision: everything float32; dg is rounded to Element where it enters R^T, dx and db.  dR is left to one matrix product after
+//   the launch.
 #pragma once
 #include "device/async_copy.cuh"
 #include "device/launch.cuh"
@@ -69,6 +70,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
   int64_t fetched[2], dh_at[2];  // element of the step that is requested next, in dx / 4 and in dh
   float dh_rec[2][UNITS], dc[2][UNITS], dn[2][UNITS];
   float c[2][UNITS], n[2][UNITS];  // after the step at hand
+  float db[UNITS][4] = {};
   const auto of_state = [&](int e) { return ((first_row + pair + e) * NH + head) * DH + unit; };
   const auto store_first = [&](int e) {
     const int64_t at = of_state(e);
@@ -99,7 +101,18 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
     if (real && length[e] == 0) store_first(e);  // no steps: the gradients pass through
   }
 
-  if (steps == 0) return;  // of the whole block; the tensors may be empty
+  const auto store_db = [&] {
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u)
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) {
+        float sum = db[u][gate];  // the four lanes of a unit hold two rows each
+#pragma unroll
+        for (int offset = 1; offset < 4; offset *= 2) sum += __shfl_xor_sync(device::kAllLanes, sum, offset);
+        if (pair == 0 && real_unit) p.db_parts[(first_row / kTileRows * 4 + gate) * H + head * DH + unit + u] = sum;
+      }
+  };
+  if (steps == 0) return store_db();  // of the whole block; the tensors may be empty
 
   const Element* const dh = static_cast<const Element*>(p.dh ? p.dh : p.saved_tails);  // nothing is read through the second
   const auto request = [&](int i) {
@@ -193,6 +206,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
               word = gate % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
             }
             Word::store(dx + gate * H, word);
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) db[u][gate] += Word::unit(word, u);
           }
         }
       }
@@ -204,6 +219,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
     for (int e = 0; e < 2; ++e)
       if (i + 1 == length[e]) store_first(e);
   }
+  store_db();
 }
 
 template <class T>

@@ -3,11 +3,9 @@
 #include <stdexcept>
 
 #include "device/kernel.cuh"
-#include "slstm/params.h"
+#include "slstm/kernels.h"
 
 namespace xlstm::slstm {
-
-constexpr int kTileRows = 8;  // rows of one block: the n of an mma
 
 struct SequenceRow {
   int64_t batch, first;  // step t of the row is step first + t of tensor row `batch`

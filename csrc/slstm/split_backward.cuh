@@ -86,8 +86,7 @@ struct BackwardCell {
   }
   XLSTM_DEVICE void finish(const KernelBackward& p, int64_t state_at, int64_t db_at, float dh_rec) const {
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate)
-      if (p.db_rows) p.db_rows[db_at + gate * p.shape.NH * p.shape.DH] = db[gate];
+    for (int gate = 0; gate < 4; ++gate) p.db_parts[db_at + gate * p.shape.NH * p.shape.DH] = db[gate];
     p.dh0[state_at] = length > 0 ? (cut ? 0.0f : dh_rec) : p.dh_last ? p.dh_last[state_at] : 0.0f;
     p.dc0[state_at] = dc, p.dn0[state_at] = dn;
     p.dm0[state_at] = p.c0 ? p.c0[state_at] * dc + p.n0[state_at] * dn : 0.0f;

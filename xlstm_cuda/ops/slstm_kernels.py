@@ -79,7 +79,8 @@ def backward(
     dx = call.empty(call.B, call.S, 4, call.NH, call.DH, dtype=h.dtype)
     first = [call.empty(call.N, call.NH, call.DH) for _ in range(4)]
     kernel = call.kernel()
-    db_rows = None if kernel == "resident" else call.empty(call.N, 4, call.NH, call.DH)
+    parts = -(-call.N // call.module.SLSTM_TILE_ROWS) if kernel == "resident" else call.N
+    db_parts = call.empty(parts, 4, call.NH, call.DH)
     with call.device():
         call.module.slstm_backward(
             **call.common(kernel), **call.workspace(kernel, backward=True), R=R_.data_ptr(),
@@ -87,12 +88,11 @@ def backward(
             saved_tails=tails.data_ptr(), saved_cells=cells.data_ptr(),
             dh=_address(dH), dh_strides=(0, 0, 0) if dH is None else dH.stride()[:3],
             dh_last=_address(end[0]), dc_last=_address(end[1]), dn_last=_address(end[2]),
-            dx=dx.data_ptr(), db_rows=_address(db_rows),
+            dx=dx.data_ptr(), db_parts=db_parts.data_ptr(),
             dh0=first[0].data_ptr(), dc0=first[1].data_ptr(), dn0=first[2].data_ptr(), dm0=first[3].data_ptr(),
         )  # fmt: skip
     dx = call.unpadded(dx)
-    dR = _weight_gradient(dx, call.h_before(h, h0))
-    db = dx.sum((0, 1), dtype=torch.float32) if db_rows is None else call.unpadded(db_rows).sum(0)
+    dR, db = _weight_gradient(dx, call.h_before(h, h0)), call.unpadded(db_parts).sum(0)
     return dx, dR, db, *(call.unpadded(s) for s in first)
 
 
