@@ -31,8 +31,10 @@ CHUNKWISE = [  # of the chunkwise mLSTM, what reads and writes at every border: 
     "python_tests/test_mlstm.py",
     "-k",
     "simt and (every_tile_matches or segments or wide_tiles or gate_edges_match_reference_in or any_strides or of_nothing"
-    " or (cu_seqlens_equals and state) or (any_head_dim and 1-1) or (nan_touches and v-simt and 16))",
+    " or (cu_seqlens_equals and state) or (any_head_dim and 1-1) or (nan_touches and 16-nan-v))",
 ]
+
+SPLIT = ["python_tests/test_slstm_split_kernels.py", "-k", "simt and not race"]
 
 
 def pytest(*arguments: str) -> list[str]:
@@ -52,7 +54,7 @@ def modes() -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     without_own_modes = ["-k", "simt and not race and not profile and not moved_once and not reads_R_once"]
     return {
         "races": ("_simt_trace", [pytest(), pytest(), [*bare, "-m", "deep", *CHUNKWISE[:1], "-k", "data_race"]], races),
-        "asan": ("_simt_asan", [pytest(*without_own_modes), [*bare, *CHUNKWISE]], sanitizer_environment()),
+        "asan": ("_simt_asan", [pytest(*without_own_modes), [*bare, *CHUNKWISE], [*bare, *SPLIT]], sanitizer_environment()),
         "cases": (
             "_simt",
             [[sys.executable, "-m", "pytest", "-q", "-m", "deep", "--durations=1", "python_tests/test_simt_tile.py"]],

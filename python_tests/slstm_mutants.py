@@ -25,7 +25,7 @@ MUTANTS: dict[str, Bug] = {
     **{f"{name} x 0.98": scaled(f"first[{i}]") for i, name in enumerate(("dh0", "dc0", "dn0", "dm0"))},
     "normaliser gradient dropped": (CELL, "dn -= dy * k.hn;", ""),
     "dm0 without n0 dn0": (BACKWARD, "c0 * dc[e][u] + n0 * dn[e][u]", "c0 * dc[e][u]"),
-    "given c0 not seen by the first step": (BACKWARD, "if (i + 1 == length[e] && p.c0) {", "if (false) {"),
+    "given c0 not seen by the first step": (BACKWARD, "      if (i + 1 != length[e]) continue;\n", "      continue;\n"),
     "dh ignored": (BACKWARD, "more && p.dh ? 4 : 0", "0"),
     "dh_last ignored": (BACKWARD, "p.dh_last && real ?", "false ?"),
     "gates of R mixed up in backward": (PRODUCT, "head, gate + 1, out, unit)", "head, gate, out, unit)"),
@@ -33,7 +33,7 @@ MUTANTS: dict[str, Bug] = {
     "barrier before the first step removed": (FORWARD, "__syncthreads();  // slot 0 of x is free", ""),
     "barrier of backward removed": (BACKWARD, "__syncthreads();  // dg of iteration i is there", "// dg is there"),
     "wait of forward removed": (FORWARD, "device::cp_async_wait<STAGES - 2>();  // x of step t + 2", ""),
-    "wait of backward removed": (BACKWARD, "device::cp_async_wait<STAGES - 1>(), prepare(i + 1, 0)", "prepare(i + 1, 0)"),
+    "wait of backward removed": (BACKWARD, "device::cp_async_wait<STAGES - 1>(), put_given(i + 1)", "put_given(i + 1)"),
     "x into the wrong stage": (FORWARD, "&smem.x[t % STAGES][gate", "&smem.x[(t + 1) % STAGES][gate"),
     "x of the wrong step": (FORWARD, "take_x(t + 1);", "take_x(t);"),
     "slots of the wrong stage": (
@@ -43,6 +43,7 @@ MUTANTS: dict[str, Bug] = {
     ),
     "dg not double buffered": (BACKWARD, "&smem.dg[i % 2][0][0]", "&smem.dg[0][0][0]"),
     "rows past their end stored": (FORWARD, "if (t <= 0 || t > length[e]) continue;", "if (t <= 0) continue;"),
+    "db of half the rows": (BACKWARD, "offset < 4; offset *= 2) sum +=", "offset < 2; offset *= 2) sum +="),
     "dx of rows past their end stored": (BACKWARD, "if (i >= length[e]) continue;", ""),
     "final state of the longest row for all": (FORWARD, "if (t + 1 == length[e]) store_final", "if (t + 1 == steps) store_final"),
     "reset for both rows of a thread": (

@@ -48,6 +48,17 @@ def check(case: Case, backend: str, h=tolerances.MLSTM_H, grad=tolerances.MLSTM_
         assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
 
 
+def check_bound(case: Case, backend: str) -> None:
+    """Every number of h, for any input from a fresh state."""
+    tensors = mlstm_cases.inputs(case)
+    q, k, v, i, f = tensors
+    got = mlstm(q, k, v, i, f, backend=backend).detach().double()
+    true = functional.mlstm(*(x.detach().double() for x in tensors), backend="reference")
+    bound = tolerances.mlstm_forward_bound(q, k, v, i, f, case.DHQK**-0.5, case.dtype)
+    excess = ((got - true).abs() / bound).max()
+    assert excess <= 1, f"{excess:.2f} times the bound"
+
+
 @pytest.mark.parametrize("S", LENGTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_mlstm_matches_reference_for_any_length(S, dtype, backend):
@@ -65,10 +76,11 @@ def test_mlstm_matches_reference_for_long_sequences(S, dtype, backend):
 @pytest.mark.parametrize("B,NH", [(1, 1), (3, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_mlstm_matches_reference_for_any_head_dim(B, NH, DHQK, DHHV, dtype, backend):
-    # one number per head dim is either above the floor of the normaliser or not; a small one leaves too few to average over
-    if min(DHQK, DHHV) < 8 and dtype == torch.bfloat16:
-        pytest.skip("a head dim of 1 has no conditioned inputs in bfloat16")
-    check(Case(B=B, NH=NH, DHQK=DHQK, DHHV=DHHV, dtype=dtype), backend)
+    case = Case(B=B, NH=NH, DHQK=DHQK, DHHV=DHHV, dtype=dtype)
+    if min(DHQK, DHHV) < 8 and dtype == torch.bfloat16:  # q.n of one product is often near the floor: not conditioned
+        check_bound(case, backend)
+    else:
+        check(case, backend)
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
@@ -105,14 +117,7 @@ def test_mlstm_gate_edges_match_reference(gates, state, backend):
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_mlstm_forward_stays_within_the_componentwise_bound(gates, dtype, backend):
-    case = Case(S=130, NH=2, dtype=dtype, gates=gates)
-    tensors = mlstm_cases.inputs(case)
-    q, k, v, i, f = tensors
-    got = mlstm(q, k, v, i, f, backend=backend).detach().double()
-    true = functional.mlstm(*(x.detach().double() for x in tensors), backend="reference")
-    bound = tolerances.mlstm_forward_bound(q, k, v, i, f, case.DHQK**-0.5, dtype)
-    excess = ((got - true).abs() / bound).max()
-    assert excess <= 1, f"{excess:.2f} times the bound"
+    check_bound(Case(S=130, NH=2, dtype=dtype, gates=gates), backend)
 
 
 @pytest.mark.parametrize("zeroed", ["q", "k"])
