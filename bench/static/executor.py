@@ -14,6 +14,7 @@ from xlstm_cuda import functional, simt
 MLSTM_DIMS = ((64, 64), (128, 128), (128, 256), (256, 512))  # DHQK, DHHV of the benchmarks
 SLSTM_DIMS = (64, 128, 256)
 S = 256
+SLSTM_STEPS, SLSTM_ROWS = 16, 8  # a whole tile of rows
 COUNTED = (
     "kernel", "grid", "block", "shared_bytes", "mma", "block_barriers", "global_bytes_read", "global_bytes_written",
     "sectors_per_request", "sector_factor", "bank_conflict_factor",
@@ -21,7 +22,7 @@ COUNTED = (
 
 
 def launches(show: Any = print) -> list[dict[str, Any]]:
-    """A record for every launch of one training call and one step, bfloat16, B = NH = 1."""
+    """A record for every launch of one training call and one step, bfloat16, NH = 1; B = 1, for the sLSTM 8."""
     found = []
     for DHQK, DHHV in MLSTM_DIMS:
         show(f"host executor: mlstm DHQK{DHQK} DHHV{DHHV}")
@@ -31,7 +32,13 @@ def launches(show: Any = print) -> list[dict[str, Any]]:
         ]
     for DH in SLSTM_DIMS:
         show(f"host executor: slstm DH{DH}")
-        found += [{"case": f"slstm DH{DH}", **launch, "bytes_over_least": None} for launch in profiled(slstm, DH)]
+        short, long = (profiled(slstm, DH, steps) for steps in (SLSTM_STEPS, 2 * SLSTM_STEPS))
+        found += [
+            {"case": f"slstm DH{DH}", **launch, "bytes_over_least": slstm_over_least(launch, longer, DH)}
+            for launch, longer in zip(short, long, strict=True)
+        ]
+    for launch in found:
+        del launch["exchanged"]
     return found
 
 
@@ -45,7 +52,14 @@ def profiled(call: Any, *dims: int) -> list[dict[str, Any]]:
         if "no sLSTM kernels" not in str(error) and "sm_90" not in str(error):
             raise
         return []
-    return [{name: rounded(launch[name]) for name in COUNTED if name in launch} for launch in done]
+    return [
+        {name: rounded(launch[name]) for name in COUNTED if name in launch} | {"exchanged": exchanged(launch)} for launch in done
+    ]
+
+
+def exchanged(launch: dict[str, Any]) -> int:
+    """Bytes that the blocks of a grid hand each other through L2."""
+    return sum(line["bytes"] for line in launch["lines"] if line["space"] == "global" and "_exchange" in line["where"])
 
 
 def rounded(value: Any) -> Any:
@@ -62,8 +76,8 @@ def mlstm(DHQK: int, DHHV: int) -> None:
         functional.mlstm_step(q, k, v, i, f, last, backend="simt")
 
 
-def slstm(DH: int) -> None:
-    x = torch.randn(1, 16, 4, 1, DH, dtype=torch.bfloat16, requires_grad=True)
+def slstm(DH: int, steps: int) -> None:
+    x = torch.randn(SLSTM_ROWS, steps, 4, 1, DH, dtype=torch.bfloat16, requires_grad=True)
     R = (torch.randn(4, 1, DH, DH) / DH**0.5).bfloat16().requires_grad_()
     h, last = functional.slstm(x, R, return_state=True, backend="simt")
     torch.autograd.grad(h, (x, R), torch.ones_like(h))
@@ -88,3 +102,15 @@ def over_least(launch: dict[str, Any], DHQK: int, DHHV: int) -> float | None:
     least = 2 * S * (2 * contracted * blocks + 2 * columns) + dots
     state = 4 * DHQK * DHHV if use in ("h", "dk") else 0
     return round((launch["global_bytes_read"] + launch["global_bytes_written"] - state) / least, 3)
+
+
+def slstm_over_least(launch: dict[str, Any], longer: dict[str, Any], DH: int) -> float | None:
+    """Bytes of a step over the least, from a launch of twice as many steps, which reads R and the states as often.
+
+    Forward: x in; h, tails, c and n out. Backward: tails, c, n and dh in; dx out. What blocks hand each other is left out.
+    """
+    if not launch["kernel"].split("<")[0].endswith(("_forward", "_backward")):
+        return None
+    moved = [one["global_bytes_read"] + one["global_bytes_written"] - one["exchanged"] for one in (launch, longer)]
+    least = SLSTM_ROWS * DH * (4 * 2 + 2 + 4 * 2 + 2 * 4)
+    return round((moved[1] - moved[0]) / SLSTM_STEPS / least, 3)

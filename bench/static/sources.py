@@ -45,10 +45,10 @@ def included(file: Path) -> list[Path]:
 
 
 def executor_key() -> str:
-    """Of everything that decides what the host executor counts: kernels, their launches, the executor."""
+    """Of everything that decides what the host executor counts: kernels, their launches, the executor, the calls."""
     digest = hashlib.sha256()
     files = [p for folder in ("device", "mlstm", "slstm", "simt") for p in (CSRC / folder).rglob("*") if p.is_file()]
-    files += (ROOT / "xlstm_cuda/ops").glob("*_kernel*.py")
+    files += [*(ROOT / "xlstm_cuda/ops").glob("*_kernel*.py"), ROOT / "bench/static/executor.py"]
     for path in sorted(p for p in files if p.suffix in (".cu", ".cuh", ".h", ".cpp", ".py")):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -78,17 +78,17 @@ int block_barrier(Vote vote, int predicate, const Site& site) {
 }
 
 void named_barrier(int id, int threads, bool wait, const Site& site) {
-  const std::string name = "barrier " + std::to_string(id) + " at " + to_string(site);
-  if (id < 0 || id > 15) fail(name + ": the id is not in 0..15");
+  const auto name = [&] { return "barrier " + std::to_string(id) + " at " + to_string(site); };
+  if (id < 0 || id > 15) fail(name() + ": the id is not in 0..15");
   if (threads <= 0 || threads % 32 || threads > self->block->threads)
-    fail(name + ": thread count " + std::to_string(threads) + " is not a multiple of 32 up to the block's " +
+    fail(name() + ": thread count " + std::to_string(threads) + " is not a multiple of 32 up to the block's " +
          std::to_string(self->block->threads));
   Barrier& b = self->block->barriers[id];
   if (b.arrived == 0) {
     b.needed = threads;
     b.site = site;
   } else if (b.needed != threads) {
-    fail(name + " expects " + std::to_string(threads) + " threads, but " + to_string(b.site) + " expects " +
+    fail(name() + " expects " + std::to_string(threads) + " threads, but " + to_string(b.site) + " expects " +
          std::to_string(b.needed));
   }
   ++b.arrived;
