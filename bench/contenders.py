@@ -33,6 +33,11 @@ class Prepared:
     state_bytes: int | None = None
 
 
+def is_ours(name: str) -> bool:
+    """Whether a contender of this name is part of xlstm_cuda."""
+    return name.startswith(("xlstm_cuda", "mLSTM", "sLSTM"))
+
+
 Build = Callable[[Shape, torch.device, torch.dtype], Prepared]
 
 
@@ -89,10 +94,10 @@ class Case:
     def passes(self) -> str:
         return "forward + backward" if self.backward else "forward"
 
-    @property
-    def work_of(self) -> str:
-        """The contender on which the work of the case is counted: the one that others are compared with, ours."""
-        return next((one.name for one in self.contenders if one.against is None and one.truth is not None), "")
+    def work_of(self, contender: Contender) -> str:
+        """The contender on which the work of another is counted: ours of the same definition, or the case's first."""
+        ours = (one.name for one in self.contenders if is_ours(one.name) and one.truth == contender.truth)
+        return next(ours, self.contenders[0].name)
 
     @property
     def tokens(self) -> int:

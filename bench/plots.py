@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .contenders import is_ours
 from .records import Record
 from .roofline import share
 
@@ -93,14 +94,14 @@ def roofline_bars(figure: Any, records: Sequence[Record]) -> None:
     """Which share of the machine's best rate of the case's work each reaches."""
     one = figure.subplots()
     mine = list(reversed(records))
-    values = [100 * (share(record.roofline, record.median) or 0) for record in mine]
+    values = [100 * share(record.roofline, record.median) for record in mine]
     one.barh(range(len(mine)), values, color=[OURS[0] if is_ours(r.contender) else PEERS[0] for r in mine], height=0.7)
     for place, value in enumerate(values):
         one.annotate(f" {value:.2g} %", (value, place), va="center", fontsize=6)
     one.set_yticks(range(len(mine)), [f"{r.case}: {r.contender}" for r in mine], fontsize=6)
     one.set_xscale("log")
-    one.set_xlim(right=100)
-    one.margins(x=0.15)
+    one.set_xlim(left=min(values) / 2, right=max(100, *values) * 2)
+    one.axvline(100, color="black", linewidth=0.8)
     one.set_title(f"per cent of the roofline (a matmul and a copy on this machine), {machine(records[0])}", fontsize=9)
 
 
@@ -109,10 +110,6 @@ def colour(name: str, names: Sequence[str]) -> str:
     if name in ours:
         return OURS[ours.index(name) % len(OURS)]
     return PEERS[[one for one in names if one not in ours].index(name) % len(PEERS)]
-
-
-def is_ours(name: str) -> bool:
-    return name.startswith(("xlstm_cuda", "mLSTM", "sLSTM"))
 
 
 def machine(record: Record) -> str:

@@ -25,7 +25,7 @@ class Record:
     median, minimum, maximum, runs: of the samples; a metric that is counted has runs 1.
     ratios: this contender's time over that of the named one, both from this run.
     gate: verdict, errors and bound of the comparison with the reference.
-    roofline: of a time, the case's least work and the machine's rates (roofline.py); empty where another function is computed.
+    roofline: of a time, the case's work and the machine's rates (roofline.py); empty where another function is computed.
     """
 
     suite: str

@@ -22,7 +22,7 @@ Written by `python -m bench.report` from the result files in `bench/results`; do
 on your machine. Every contender has first agreed with the float64 reference, outputs and gradients, to the error in the last
 column (without one it computes another function). Times are medians of interleaved runs, with the fastest and the slowest; a
 ratio is the median over rounds of one run, this contender's time over that of the one named. The roofline is the share of the
-time that the case's least work would take at the rates of a matmul and a copy on the same machine (bench/roofline.py). What was
+time that the case's work would take at the rates of a matmul and a copy on the same machine (bench/roofline.py). What was
 tried to get here stands in [kernel-notes.md](kernel-notes.md); registers, spills and bytes of every kernel in
 [bench/results/static/kernels.md](../bench/results/static/kernels.md).
 """
@@ -108,8 +108,7 @@ def ratios(by_metric: dict[str, Record]) -> str:
 
 def of_roofline(by_metric: dict[str, Record]) -> str:
     time = by_metric.get("time")
-    found = share(time.roofline, time.median) if time else None
-    return "" if found is None else f"{found:.1%}"
+    return f"{share(time.roofline, time.median):.1%}" if time and time.roofline else ""
 
 
 def error(by_metric: dict[str, Record]) -> str:

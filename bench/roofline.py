@@ -1,8 +1,8 @@
-"""How near a call is to what the machine could do: the least work of a case over the machine's own best rates.
+"""How near a call is to what the machine could do: the work of a case over the machine's own best rates.
 
-Work: the floating-point operations that the recurrence needs (xlstm_cuda/ops/flops.py, counted on our call), and the bytes of
-every operand and result once. Rates: a large matmul in the case's dtype and a large copy, timed on this machine. The roofline is
-the longer of the two times. Its share of a measured time is at most 1, and small where a recurrence waits for its own steps.
+Work: the floating-point operations of xlstm_cuda/ops/flops.py, which count the mLSTM in chunks of 64 whatever a contender does,
+and the bytes of every operand and result once. Rates: a large matmul in the case's dtype and a copy that no cache holds, timed on
+this machine. The roofline is the longer of the two times; its share is small where a recurrence waits for its own steps.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def wait(device: str) -> None:
 
 
 def of(prepared: Prepared, backward: bool, device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Least work of a case, counted on our contender, and the machine's rates; empty for a case without operands to count."""
+    """Work of a case, counted on our contender, and the machine's rates; empty for a case without operands to count."""
     leaves = prepared.leaves.values()
     if not leaves:
         return {}
@@ -68,8 +68,6 @@ def of(prepared: Prepared, backward: bool, device: str, dtype: torch.dtype) -> d
     return {"flops": float(counter.get_total_flops()), "bytes": float(moved), **rates(device, dtype)}
 
 
-def share(found: dict[str, float], milliseconds: float) -> float | None:
+def share(found: dict[str, float], milliseconds: float) -> float:
     """The roofline's part of a measured time."""
-    if not found:
-        return None
     return 1e3 * max(found["flops"] / found["flops/s"], found["bytes"] / found["bytes/s"]) / milliseconds

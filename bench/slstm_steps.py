@@ -1,9 +1,10 @@
 """One step of the sLSTM kernels in machine code, without a GPU: `python -m bench.slstm_steps`.
 
-Compiles the 16-bit kernels, finds the loop over the steps (the shortest with tensor-core instructions), and prints per warp the
-instructions on its longest path: a row's first or last step with resets, every wait found open. For the resident kernels also the
-longest that leaves out the blocks which read or write states, and the flags of resets, in global memory: that is the usual step,
-with a cycle estimate. The kinds are those of the usual step, or of the longest path where there is no other.
+Compiles the kernels, finds in those of bfloat16 the loop over the steps (the shortest with tensor-core instructions; it holds the
+one barrier of a step), and prints per warp the instructions on its longest path: a row's first or last step with resets, every
+wait found open. For the resident kernels also the longest that leaves out the blocks which read or write states, and the flags of
+resets, in global memory: that is the usual step, with a cycle estimate. The kinds are those of the usual step, or of the longest
+path where there is no other.
 
 The estimate runs the warps of one SM sub-partition in order through a scoreboard. It is a model to compare mappings with, not a
 measurement. Assumed, in cycles: one instruction per cycle and sub-partition; float32 pipe 1 per instruction, latency 4; integer
@@ -80,7 +81,7 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
 
 
 def step(instructions: list[Instruction]) -> list[Instruction]:
-    """The innermost loop that holds tensor-core instructions; empty without one."""
+    """The shortest loop that holds tensor-core instructions; empty without one."""
     products = [i.address for i in instructions if i.kind == "HMMA"]
     loops = [
         (i.target, i.address)
@@ -90,7 +91,10 @@ def step(instructions: list[Instruction]) -> list[Instruction]:
     if not loops:
         return []
     start, end = min(loops, key=lambda loop: loop[1] - loop[0])
-    return [i for i in instructions if start <= i.address <= end]
+    body = [i for i in instructions if start <= i.address <= end]
+    barriers = sum(i.kind == "BAR" for i in body)
+    assert barriers == 1, f"a loop with {barriers} barriers is not one over the steps"
+    return body
 
 
 def rare(body: list[Instruction], stores: int) -> set[int]:
@@ -116,7 +120,7 @@ def longest_path(body: list[Instruction], without: set[int]) -> list[Instruction
     for i in reversed(range(len(body) - 1)):
         ways = []
         target = body[i].target
-        if target in index:  # one outside leaves the loop
+        if target is not None and index.get(target, -1) > i:  # others leave the loop, or wait again
             ways.append(index[target])
         if target is None or body[i].predicate is not None:
             ways.append(i + 1)

@@ -1,6 +1,7 @@
 """Floating-point operations of the ops, for torch.utils.flop_counter: two for every multiply-add of a matrix product.
 
-Counted is what the recurrences need, once: the kernels' recomputation, the padding of a last chunk and elementwise work are not.
+Counted are the products of the chunkwise mLSTM and of the recurrent sLSTM, once: the kernels' recomputation, the padding of a
+last chunk and elementwise work are not.
 """
 
 from __future__ import annotations
