@@ -89,6 +89,14 @@ def test_conv_step_names_a_state_that_does_not_fit(held):
         CausalConv1d(8, 4).step(torch.zeros(2, 8), (torch.zeros(2, 3, 8, device="meta"),))
 
 
+@pytest.mark.parametrize("bias", [torch.bfloat16, torch.float64], ids=str)
+def test_conv_step_takes_a_bias_of_another_dtype(bias):
+    conv = CausalConv1d(8, 4)
+    conv.conv.bias = torch.nn.Parameter(torch.arange(8).to(bias), False)
+    with torch.no_grad():
+        assert torch.equal(conv.step(torch.zeros(1, 8))[0], torch.arange(8.0).view(1, 8))
+
+
 def test_conv_of_strided_input_and_gradient():
     x, weight, bias = operands()
     wide = torch.randn(2, 153, 74, dtype=torch.float64)

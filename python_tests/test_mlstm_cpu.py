@@ -9,6 +9,7 @@ import torch
 from mlstm_cases import Case
 from slstm_cases import ISAS
 
+from xlstm_cuda import functional
 from xlstm_cuda.native import _C
 from xlstm_cuda.ops.chunkwise.gates import scan_gates, weights
 
@@ -52,12 +53,28 @@ def test_weights_are_exponentials_to_float32_rounding_and_zero_where_nothing_is_
 def test_gates_have_the_same_bits_with_any_number_of_threads():
     results = []
     for threads in (1, 3):
-        torch.set_num_threads(threads)
         torch.manual_seed(0)
-        gates = gates_of(chunks=40, rows=64, L=64)
-        results.append((*gates[:8], weights(gates, slice(0, 4))))
-    torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+        torch.set_num_threads(threads)
+        try:
+            gates = gates_of(chunks=40, rows=64, L=64)
+            results.append([*(x for x in gates if isinstance(x, torch.Tensor)), weights(gates, slice(0, 4))])
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("S", [1, 40, 65])
+def test_results_are_no_views(S, shape):
+    """A view that a custom function returns cannot be changed in place."""
+    case = Case(B=shape[0], S=S, NH=shape[1], dtype=torch.float32)
+    tensors = mlstm_cases.inputs(case)
+    result = mlstm_cases.run(case, tensors, "cpu")
+    assert all(x.is_contiguous() and not x._is_view() for x in result.values())
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in result.values())
+    h = functional.mlstm(*tensors, backend="cpu")
+    h.zero_()
+    assert h.grad_fn is not None
 
 
 def test_a_nan_gate_stays_one():

@@ -61,8 +61,9 @@ def mlstm(
         eps: added to the normaliser, in the units of the stabilised state.
         normalizer_grad: "exact", or "detached", which takes the normaliser for a constant as the official kernels do.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
-        chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None leaves it to the backend. The kernels have
-            their own, 64 or 32 by head dim: a sequence split at a multiple of 64 gives the same bits.
+        chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64, or the length of a shorter
+            sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their own size, 64 or 32
+            by head dim: there a split at a multiple of 64 has.
         backend: None (by device), "cuda", "cpu", "simt" or "reference".
 
     Returns:

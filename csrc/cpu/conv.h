@@ -29,8 +29,7 @@ struct ConvBackward {
   Real* sums = nullptr;  // (B, conv_tiles(S + K - 1), K + 1, D): dw_j and then db of every tile
 };
 
-// One step: the window x of it is the last K - 1 inputs that are held (zeros without them) and the new one. The weight is read as
-// the parameter has it.
+// One step. window: the last K - 1 inputs held (zeros without any), then x. The weight is read as the parameter has it.
 template <typename Real>
 struct ConvStep {
   int64_t B = 0, D = 0, K = 0, held_steps = 0;                           // held_steps: K - 1 or K

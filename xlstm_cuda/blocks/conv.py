@@ -32,7 +32,7 @@ class _DepthwiseConv(torch.autograd.Function):
         (dy,), (x, weight) = gradients, ctx.saved_tensors
         K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
         S, x_, w, dy = x.shape[1] - K + 1, x.to(wide), weight.to(wide), dy.to(wide)
-        if conv_cpu.usable(x_) and not torch.is_grad_enabled():
+        if conv_cpu.usable(x_, w, dy) and not torch.is_grad_enabled():
             dx, dweight, dbias = conv_cpu.backward(dy, x_, w)
             return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
         dx = torch.zeros_like(x_)
@@ -46,7 +46,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Any) -> Tensor:
     """The forward of `_DepthwiseConv`."""
     K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
     S, x_, w, b = x.shape[1] - K + 1, _as(x, wide), _as(weight, wide), _as(bias, wide)
-    if conv_cpu.usable(x_):
+    if conv_cpu.usable(x_, w, b):
         return _as(conv_cpu.forward(x_, w, b), x.dtype)
     y = torch.addcmul(b, x_[:, :S], w[0])
     for j in range(1, K):
@@ -77,7 +77,7 @@ class CausalConv1d(nn.Module):
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
-        if not torch.is_grad_enabled() and x.dtype == weight.dtype and conv_cpu.usable(x):
+        if not torch.is_grad_enabled() and conv_cpu.usable(x, weight, bias):
             y, window = conv_cpu.step(x, None if state is None else self._held(x, state), weight, bias)
             return y, (window,)
         before, x = self.kernel_size - 1, x.unsqueeze(1)

@@ -13,9 +13,11 @@ _FORWARD = {torch.float32: _C.conv_forward_cpu_float32, torch.float64: _C.conv_f
 _BACKWARD = {torch.float32: _C.conv_backward_cpu_float32, torch.float64: _C.conv_backward_cpu_float64}
 
 
-def usable(x: Tensor) -> bool:
-    """Whether `forward` and `backward` take this input; compilers and modes need PyTorch's operators."""
-    return x.dtype in _FORWARD and x.device.type == "cpu" and not must_dispatch(x)
+def usable(x: Tensor, *others: Tensor) -> bool:
+    """Whether the functions below take these operands; compilers and modes need PyTorch's operators."""
+    if x.dtype not in _FORWARD or x.device.type != "cpu" or must_dispatch(x):
+        return False
+    return all(one.dtype == x.dtype and one.device == x.device and not must_dispatch(one) for one in others)
 
 
 def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,23 +11,13 @@ import torch
 from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
-from .chunkwise.states import State
+from .chunkwise.states import State, state_dtype, state_shapes
 from .library import define, differentiable_once, must_dispatch
 
 KERNEL_BACKENDS = ("cuda", "simt")
 
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, Tensor? cu_seqlens"
 _OPTIONS = "float scale, str igate, bool normalize, float eps, int? chunk_size, str backend"
-
-
-def _state_shapes(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[tuple[int, ...], ...]:
-    N = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    NH, DHQK, DHHV = q.shape[-2], q.shape[-1], v.shape[-1]
-    return (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)
-
-
-def _state_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
@@ -38,8 +28,8 @@ def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize
 
 
 def _forward_fake(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
-    dtype = _state_dtype(q)
-    states = [q.new_empty(shape, dtype=dtype) for shape in _state_shapes(q, v, cu_seqlens)]
+    dtype = state_dtype(q)
+    states = [q.new_empty(shape, dtype=dtype) for shape in state_shapes(q, v, cu_seqlens)]
     dot = mlstm_kernels.empty_dot(i, dtype) if backend in KERNEL_BACKENDS else i.new_empty(i.shape, dtype=dtype)
     return v.new_empty(v.shape), *states, dot
 
@@ -61,7 +51,7 @@ def _backward_fake(
     scale, igate, normalize, eps, chunk_size, backend, exact,
 ):  # fmt: skip
     gradients = [x.new_empty(x.shape) for x in (q, k, v, i, f)]
-    return *gradients, *(q.new_empty(shape, dtype=_state_dtype(q)) for shape in _state_shapes(q, v, cu_seqlens))
+    return *gradients, *(q.new_empty(shape, dtype=state_dtype(q)) for shape in state_shapes(q, v, cu_seqlens))
 
 
 _forward = define(
@@ -170,5 +160,5 @@ def mlstm_step(
     return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
 
 
-def _given(C0: Tensor | None, n0: Tensor | None, m0: Tensor | None) -> State | None:
-    return None if C0 is None or n0 is None or m0 is None else (C0, n0, m0)
+def _given(C0: Any, n0: Any, m0: Any) -> State | None:
+    return None if C0 is None else (C0, n0, m0)

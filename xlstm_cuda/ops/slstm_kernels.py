@@ -1,7 +1,7 @@
 """The sLSTM by the kernels of csrc/slstm, on CUDA tensors or, for tests, on the host executor.
 
 Everything is allocated here and launched on the current stream; nothing synchronises. The recurrence is one launch, forward and
-backward; dR and db are sums over all steps of what the backward launch leaves.
+backward; dR is a product over all steps of what the backward launch leaves, db the sum of the parts it leaves.
 
 Rounding: R is taken in x's dtype and b in float32 (the gradients come back in their own dtypes); R h is summed in float32, with h
 rounded to x's dtype; gates and states are float32. Of dR's operands dx and h are rounded to x's dtype, its sums are float32.

@@ -2,8 +2,8 @@
 
 Chunks lie on the leading axis, (NC, R, L, D) with R = B*NH rows, so that a group of chunks is one slice and one batched matmul.
 Everything inside a chunk is one matmul over all chunks of a group; only the states go from chunk to chunk in a loop. Groups bound
-the workspace, so memory is O(S). Gates are scanned in float64 (it is O(S) work); matmuls run in float32, or float64 for float64
-inputs.
+the workspace, so memory is O(S). Gates are scanned in float64, natively like the weights they make (csrc/cpu/mlstm_gates.h);
+matmuls run in float32, or float64 for float64 inputs.
 """
 
 from .backward import backward

@@ -32,7 +32,7 @@ def backward(
     options: Options,
     exact: bool,
 ) -> tuple[Tensor, ...]:
-    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0, which mean nothing without a given state.
+    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0, undefined unless a state is given.
 
     A missing incoming gradient is zero.
     """
@@ -119,13 +119,14 @@ def _backward_rows(
 
     k_dk = (K * dK).sum(-1).double()
     dlog_f = _sum_from_each_step((Q * dQ).sum(-1).double() - k_dk, border, gates)
-    di, df = layout.join(k_dk), layout.join(dlog_f) * torch.sigmoid(-f.double())
+    di, df = (layout.join(x, torch.float64) for x in (k_dk, dlog_f))
+    df *= torch.sigmoid(-f.double())
     if options.igate == "sigmoid":
-        di = di * torch.sigmoid(-i.double())
+        di *= torch.sigmoid(-i.double())
     dC0, dn0 = dC.view_as(initial[0]).clone(), dn.view_as(initial[1]).clone()
     dm0 = (initial[0] * dC0).sum((-1, -2)) + (initial[1] * dn0).sum(-1)
-    gradients = zip((q, k, v, i, f), (*(layout.join(x) for x in (dQ, dK, dV)), di, df))
-    return *(gradient.to(like.dtype).contiguous() for like, gradient in gradients), dC0, dn0, dm0
+    dq, dk, dv = (layout.join(x, like.dtype) for x, like in ((dQ, q), (dK, k), (dV, v)))
+    return dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0
 
 
 def _group_starts(K: Tensor, V: Tensor, gates: Gates, groups: list[slice], C: Tensor, n: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -145,7 +146,7 @@ def _sum_from_each_step(x: Tensor, border: Tensor, gates: Gates) -> Tensor:
     if not gates.resets:
         return x.flip(-1).cumsum(-1).flip(-1) + border.unsqueeze(-1)
     segment = gates.segment
-    rest = visible(segment, x.shape[-1]).transpose(-1, -2)
+    rest = visible(segment).transpose(-1, -2)
     total = (x.unsqueeze(-2) * rest).sum(-1) + torch.where(segment == segment[..., -1:], border.unsqueeze(-1), 0.0)
     first = segment != pad(segment, (1, 0))[..., :-1]  # a reset forgets everything, so its own gate has no gradient
     return total.masked_fill(first, 0.0)

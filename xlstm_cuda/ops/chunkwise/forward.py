@@ -72,7 +72,7 @@ def _forward_rows(
         H.masked_fill_(poison.unsqueeze(-1), torch.nan)
         C, n, m = (s.clone().masked_fill_(poison[-1, :, -1].view(-1, *(1,) * (s.dim() - 1)), torch.nan) for s in (C, n, m))
     C, n, m = (x.view_as(like).clone() for x, like in zip((C, n, m), initial))
-    return layout.join(H).to(v.dtype).contiguous(), C, n, m, layout.join(dots).to(dtype).contiguous()
+    return layout.join(H, v.dtype), C, n, m, layout.join(dots, dtype)
 
 
 def _without_poison(K: Tensor, V: Tensor, I: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:

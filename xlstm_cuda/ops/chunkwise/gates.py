@@ -29,7 +29,7 @@ class Gates(NamedTuple):
     g: Tensor  #: (NC, R) exp(G + m_{k-1} - m_k), what is left of the initial state in the final one
     m_last: Tensor  #: (R,) m after the last chunk
     segment: Tensor  #: (NC, R, L) int32, number of resets up to t inside the chunk
-    resets: bool  #: whether there is any
+    resets: bool  #: whether any forget gate is -inf
 
 
 def scan_gates(i: Tensor, f: Tensor, m0: Tensor, igate: str) -> Gates:
@@ -45,8 +45,9 @@ def scan_gates(i: Tensor, f: Tensor, m0: Tensor, igate: str) -> Gates:
     return Gates(beta, rise, m, u, w, g, m_last, segment, resets)
 
 
-def visible(segment: Tensor, L: int) -> Tensor:
+def visible(segment: Tensor) -> Tensor:
     """(..., t, j): step j is seen from step t, that is j <= t and no reset between them."""
+    L = segment.shape[-1]
     return torch.ones(L, L, dtype=torch.bool).tril() & (segment.unsqueeze(-1) == segment.unsqueeze(-2))
 
 

@@ -10,8 +10,7 @@ from torch.nn.functional import pad
 
 from .options import Options
 
-CHUNK = 64  #: steps of a chunk where no chunk_size is given
-ONE_CHUNK = 64
+CHUNK = 64  #: steps of a chunk where no chunk_size is given; a shorter sequence is one chunk
 WORKSPACE_BYTES = 48 << 20  #: per group of chunks; a group has at least one chunk
 
 
@@ -26,7 +25,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, B: int, S: int, NH: int, options: Options) -> Layout:
-        L = options.chunk_size or (S if S <= ONE_CHUNK else CHUNK)
+        L = options.chunk_size or min(S, CHUNK)
         return cls(B, S, NH, L, -(-S // L))
 
     def cut(self, x: Tensor, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
@@ -38,10 +37,11 @@ class Layout(NamedTuple):
         # Contiguous also where a view would do (B = 1): every batched matmul would copy it again.
         return x.reshape(self.NC, self.B * self.NH, self.L, *x.shape[4:]).contiguous()
 
-    def join(self, x: Tensor) -> Tensor:
-        """(NC, R, L, ...) -> (B, S, NH, ...)."""
+    def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(NC, R, L, ...) -> (B, S, NH, ...), contiguous and no view of x: callers change their results in place."""
         x = x.reshape(self.NC, self.B, self.NH, self.L, *x.shape[3:]).movedim((0, 1, 2, 3), (1, 0, 3, 2))
-        return x.reshape(self.B, self.NC * self.L, self.NH, *x.shape[4:])[:, : self.S]
+        joined = x.new_empty((self.B, self.S, self.NH, *x.shape[4:]), dtype=dtype)
+        return joined.copy_(x.reshape(self.B, self.NC * self.L, self.NH, *x.shape[4:])[:, : self.S])
 
     def groups(self, DHQK: int, DHHV: int, element_size: int) -> list[slice]:
         """Slices of chunks whose workspace (weights, scores, states, outputs) fits in WORKSPACE_BYTES."""

@@ -10,12 +10,21 @@ from torch import Tensor
 State = tuple[Tensor, Tensor, Tensor]  # C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)
 
 
-def fresh_state(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> State:
-    """C, n, m before the first step where none is given."""
+def state_shapes(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of C, n, m for operands of a whole call."""
     N = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     NH, DHQK, DHHV = q.shape[-2], q.shape[-1], v.shape[-1]
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    C, n, m = (q.new_zeros(shape, dtype=dtype) for shape in ((N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)))
+    return (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)
+
+
+def state_dtype(q: Tensor) -> torch.dtype:
+    """What C, n, m are kept in."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def fresh_state(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> State:
+    """C, n, m before the first step where none is given."""
+    C, n, m = (q.new_zeros(shape, dtype=state_dtype(q)) for shape in state_shapes(q, v, cu_seqlens))
     return C, n, m
 
 
