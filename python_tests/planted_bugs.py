@@ -1,4 +1,4 @@
-"""Seeded bugs: one at a time into a copy of the checkout, whose tests must turn red. What the *_mutants.py scripts share."""
+"""Seeded bugs, one at a time, in a copy of the checkout whose tests must turn red: what the scripts of mLSTM and sLSTM share."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def plant(description: str | None, bugs: Mapping[str, Bug], tests: Sequence[str]
     parser.add_argument("--only", default="", help="bugs whose name contains this")
     only = parser.parse_args().only
     chosen = {name: bug for name, bug in bugs.items() if only in name}
+    if not chosen:
+        parser.error(f"--only {only}: no bug of that name")
     for name, (file, old, _) in chosen.items():
         count = (ROOT / file).read_text().count(old)
         assert count == 1, f"{name}: the text to replace occurs {count} times in {file}"
@@ -67,7 +69,10 @@ class Copy:
         self.compile()
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}")
+        return done
 
     def compile(self, *targets: str) -> None:
         """``targets``, or the module that the bugs go into."""

@@ -97,7 +97,7 @@ def test_shared_memory_has_no_bank_conflicts(name, pair):
 
 
 def test_a_launch_of_many_threads_gives_their_stacks_back():
-    """Two memory maps a stack: a process that kept 12800 of them for each module would reach Linux's 65530 and crash."""
+    """Two memory maps a stack: a process that kept 12,500 of them for each module would come near Linux's 65530 and crash."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no /proc on this system")
