@@ -21,8 +21,8 @@ MUTANTS: dict[str, Bug] = {
     "normaliser gradient dropped": (KERNELS, "if exact and options.normalize:", "if False:"),
     "dn0 zeroed": (KERNELS, GRADIENTS, f"{GRADIENTS}    dn0 = dn0 * 0\n"),
     "df without the state term": (KERNELS, "border = None if dfinal is None else", "border = None if True else"),
-    "last token unmasked": (SCORES, "j <= t && float(j) >= start.x", "j <= t + 1 && float(j) >= start.x"),
-    "reset seen through": (SCORES, "j <= t && float(j) >= start.x", "j <= t"),
+    "last token unmasked": (SCORES, "unsigned(t - j) <= unsigned(t - row_start[h])", "j <= t + 1 && j >= row_start[h]"),
+    "reset seen through": (SCORES, "unsigned(t - j) <= unsigned(t - row_start[h])", "j <= t"),
     "barrier after P removed": (WALK, "__syncthreads();  // P is complete; A is free", ""),
     "barrier before the chunk removed": (WALK, "__syncthreads();  // chunk k is here; everyone has left the chunk before", ""),
     "wait removed": (WALK, "device::cp_async_wait<0>();\n    __syncthreads();", "__syncthreads();"),
@@ -32,8 +32,8 @@ MUTANTS: dict[str, Bug] = {
     "tail records unmasked": (GATES, "real && !fresh ? row.r", "!fresh ? p.scale"),
     "states in 16 bits": (
         STATE,
-        "v[0] *= decay, v[1] *= decay;",
-        "v[0] = decay * device::low_half<Element>(b[mo][h][x]), v[1] = decay * device::high_half<Element>(b[mo][h][x]);",
+        "S[mo][ct][e] *= g;",
+        "S[mo][ct][e] = g * device::low_half<Element>(device::pack<Element>(S[mo][ct][e], 0.0f));",
     ),
     "m off at chunk borders": (
         GATES,

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "device/launch.cuh"
+#include "device/math.cuh"
 #include "device/vector.cuh"
 #include "mlstm/chunk_scan.cuh"
 #include "mlstm/gate_tile.cuh"
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(32) borders_kernel(GateScanParams p, int64_t s
 struct Pair {
   float high, low;
 };
-XLSTM_DEVICE Pair split(double x) {
+XLSTM_DEVICE Pair log2_pair(double log) {
+  const double x = log * device::Constants<double>::log2e;
   const float high = float(x);
   return {high, fabsf(high) == INFINITY ? 0.0f : float(x - high)};
 }
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kGateThreads) records_kernel(GateScanParams p,
       RowFactors row = {p.scale, m};
       if (p.dot && real)
         row = normaliser_gradient(p, m, (chunk.span.batch * p.sequences.NH + head) * p.sequences.S + chunk.span.first + step);
-      const Pair row_log = split(real ? -rise : -INFINITY), column_log = split(scan.column[e]);
+      const Pair row_log = log2_pair(real ? -rise : -INFINITY), column_log = log2_pair(scan.column[e]);
       fields[R::kRowHigh / L][e] = row_log.high;
       fields[R::kRowLow / L][e] = row_log.low;
       fields[R::kColumnHigh / L][e] = column_log.high;

@@ -1,6 +1,6 @@
 // records.h - what the gate scan hands to the walks: one record of 9L + 4 floats per chunk and head, padded to L steps.
-// Logarithms are pairs high + low, because they are differences of large sums when some f is about -1e4:
-//   W_tj = exp(row_t + column_j)   with   row_t = b_t - m_t   and   column_j = li_j - b_j
+// Logarithms are to base 2, and pairs high + low, because they are differences of large sums when some f is about -1e4:
+//   W_tj = 2^(row_t + column_j)   with   row_t = (b_t - m_t) / ln 2   and   column_j = (li_j - b_j) / ln 2
 // Past the end of the sequence the logarithms are -inf and the factors 0, so that no walk masks its tail.
 #pragma once
 

@@ -1,7 +1,7 @@
 // walk.cuh - one gated linear-attention walk over the chunks of a sequence; its four uses are H, dQ, dK and dV (params.h:
 // WalkParams).
 //
-//   P_tj = (A_t.B_j + delta_t) r_t exp(row_t + column_j)       t the row that reads, j <= t the one that writes (records.h)
+//   P_tj = (A_t.B_j + delta_t) r_t 2^(row_t + column_j)        t the row that reads, j <= t the one that writes (records.h)
 //   forward (H, DQ)    O_t = sum_j P_tj X_j + r_t u_t (A_t S + delta_t s)
 //                      S <- g S + sum_j w_j B_j^T X_j             s <- g s + sum_j w_j X_j
 //   reverse (DK, DV)   O_j = sum_t P_tj X_t + w_j (A_j S + s)
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
     chunk.g = chunk.record[R::kG];
 
     if constexpr (STATES_ONLY) {
-      state.decay(chunk.g);
+      state.decay(chunk.g), state.decay_n(chunk.g);
 #pragma unroll 1
       for (int kt = 0; kt < MT; ++kt) {
         uint32_t x[MO][4];
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
           float acc[MR][OT][4] = {};
           state.read(at, chunk, pass, acc);
 #pragma unroll 1
-          for (int kt = 0; kt < MT; ++kt)
-            if (W::REVERSE ? pass * MR <= kt : pass * MR + MR - 1 >= kt) {
+          for (int kt = W::REVERSE ? pass * MR : 0, end = W::REVERSE ? MT : pass * MR + MR; kt < end; ++kt)
+            if (at.multiplies(kt)) {
               uint32_t x[MO][4];
               load_x(at, chunk, kt, x);
               add_key_tile(at, chunk, acc, pass, kt, x);

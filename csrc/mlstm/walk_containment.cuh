@@ -39,6 +39,7 @@ XLSTM_DEVICE void add_across_causal_zeros(const WalkPlace<W>& at, const StagedCh
 template <class W>
 XLSTM_DEVICE void add_key_tile(const WalkPlace<W>& at, const StagedChunk& chunk, float (&acc)[W::T::MR][W::T::OT][4], int pass,
                                int kt, const uint32_t (&x)[W::T::MO][4]) {
+  if (W::T::ROW_PASSES == 1 && !at.multiplies(kt)) return;  // with more passes the loop has asked
   if constexpr (W::NORMALISES) {
     uint32_t bad = 0;
 #pragma unroll

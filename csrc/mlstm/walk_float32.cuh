@@ -5,8 +5,8 @@
 // and rg + 16 of P and O, and columns 4 og to 4 og + 3 of O (keys og, og + 8, ... of P). A and B pass through shared memory in
 // slabs of 64 columns, because P, A S and the update of S need no more than one slab at a time; so one kernel serves every head
 // dim up to 512. Shared memory: S (c x BO) 64 KiB at c = 512, slabs of A and B 17 KiB, X 4 KiB, P 4.5 KiB, record, n; 92.5 KiB in
-// all. Precision: float32 products and sums (FFMA), exponents as pairs (records.h). Zeros of the causal mask are skipped, not
-// multiplied, so NaN in v stays where it is.
+// all. Precision: float32 products and sums (FFMA), the sums of every slab from zero, exponents as pairs (records.h). Zeros of
+// the causal mask are skipped, not multiplied, so NaN in v stays where it is.
 #pragma once
 #include "device/async_copy.cuh"
 #include "device/launch.cuh"
@@ -52,6 +52,7 @@ XLSTM_DEVICE float dot4(float4 a, float4 b, float sum) {
 XLSTM_DEVICE float4 fma4(float a, float4 b, float4 sum) {
   return make_float4(fmaf(a, b.x, sum.x), fmaf(a, b.y, sum.y), fmaf(a, b.z, sum.z), fmaf(a, b.w, sum.w));
 }
+XLSTM_DEVICE float4 add4(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 XLSTM_DEVICE float4& four(float& first) { return *reinterpret_cast<float4*>(&first); }
 XLSTM_DEVICE float sum_of_8_lanes(float x) {
 #pragma unroll
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
       for (int y = 0; y < ROWS; ++y) {
 #pragma unroll
         for (int x = 0; x < KEYS; ++x) score[y][x] += score_part[y][x];
-        out[y] = fma4(1.0f, out_part[y], out[y]);
+        out[y] = add4(out[y], out_part[y]);
       }
       if (NORMALISES && !STATES_ONLY)  // q.n: every lane of a row takes its part of the columns
 #pragma unroll
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
         const float exponent =
             (smem.record[kRowHigh + t] + smem.record[kColumnHigh + j]) + (smem.record[kRowLow + t] + smem.record[kColumnLow + j]);
         const float r = NORMALISES ? p.scale : smem.record[R::kR + reads];
-        const float value = seen ? (score[y][x] + (DELTA ? smem.record[R::kDelta + reads] : 0.0f)) * (r * expf(exponent)) : 0.0f;
+        const float value = seen ? (score[y][x] + (DELTA ? smem.record[R::kDelta + reads] : 0.0f)) * (r * exp2f(exponent)) : 0.0f;
         smem.P[t][j] = value;
         row_sum[y] += value;
       }

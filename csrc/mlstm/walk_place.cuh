@@ -76,6 +76,7 @@ struct WalkPlace {
   XLSTM_DEVICE float* row_sums() const { return reinterpret_cast<float*>(smem + WalkShared<T>::ROW_SUMS); }
   XLSTM_DEVICE WalkResults& results() const { return *reinterpret_cast<WalkResults*>(smem + WalkShared<T>::RESULTS); }
   XLSTM_DEVICE bool real(int64_t step) const { return step < span.length; }
+  XLSTM_DEVICE bool multiplies(int kt) const { return T::WC == 1 || kt % T::WC == wc; }  // key tile kt of P X
 };
 
 }  // namespace xlstm::mlstm

@@ -19,21 +19,20 @@ XLSTM_DEVICE void add_p_x(const WalkPlace<W>& at, float (&acc)[W::T::MR][W::T::O
   using T = typename W::T;
   using Element = typename W::Element;
   constexpr int L = T::L, MR = T::MR, MO = T::MO;
-  if (T::WC == 1 || kt % T::WC == at.wc)
 #pragma unroll
-    for (int mt = 0; mt < MR; ++mt)
-      if (W::REVERSE ? pass * MR + mt <= kt : pass * MR + mt >= kt) {
-        uint32_t a[4];
-        device::ldmatrix_x4(a, at.smem + W::Shared::P + moved<L>(at.p_lane, kt * 16) + (pass * MR + mt) * 16 * L * 2);
+  for (int mt = 0; mt < MR; ++mt)
+    if (W::REVERSE ? pass * MR + mt <= kt : pass * MR + mt >= kt) {
+      uint32_t a[4];
+      device::ldmatrix_x4(a, at.smem + W::Shared::P + moved<L>(at.p_lane, kt * 16) + (pass * MR + mt) * 16 * L * 2);
 #pragma unroll
-        for (int mo = 0; mo < MO; ++mo) {
-          uint32_t b[4];
+      for (int mo = 0; mo < MO; ++mo) {
+        uint32_t b[4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) b[e] = pass * MR + mt == kt ? x_diagonal[mo][e] : x[mo][e];
-          device::mma_m16n8k16<Element>(acc[mt][2 * mo], a, {b[0], b[1]});
-          device::mma_m16n8k16<Element>(acc[mt][2 * mo + 1], a, {b[2], b[3]});
-        }
+        for (int e = 0; e < 4; ++e) b[e] = pass * MR + mt == kt ? x_diagonal[mo][e] : x[mo][e];
+        device::mma_m16n8k16<Element>(acc[mt][2 * mo], a, {b[0], b[1]});
+        device::mma_m16n8k16<Element>(acc[mt][2 * mo + 1], a, {b[2], b[3]});
       }
+    }
 }
 
 }  // namespace xlstm::mlstm

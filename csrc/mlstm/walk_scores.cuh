@@ -1,6 +1,6 @@
 // walk_scores.cuh - P of one chunk in 16 bits, and for H its row sums in float32.
 //
-//   P_tj = (A_t.B_j + delta_t) r_t exp(row_t + column_j)       t the row that reads, j <= t the one that writes (records.h)
+//   P_tj = (A_t.B_j + delta_t) r_t 2^(row_t + column_j)        t the row that reads, j <= t the one that writes (records.h)
 //
 // Jobs of 16 x 8 PN tiles inside the triangle are dealt to the warps. The zeros of P are selected, not multiplied: a NaN of A or
 // B stays in its row or column.
@@ -11,8 +11,6 @@
 #include "mlstm/walk_place.cuh"
 
 namespace xlstm::mlstm {
-
-constexpr float kLog2E = 1.4426950408889634f;
 
 template <class W>
 XLSTM_DEVICE void write_scores(const WalkPlace<W>& at, const StagedChunk& chunk) {
@@ -52,35 +50,52 @@ XLSTM_DEVICE void write_scores(const WalkPlace<W>& at, const StagedChunk& chunk)
     if constexpr (PN == 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[0][e] += acc[1][e];
+    float row_high[2], row_low[2], row_r[2], row_delta[2];
+    int row_start[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int t = m * 16 + group + h * 8;
+      row_high[h] = record[W::kRowHigh + t], row_low[h] = record[W::kRowLow + t];
+      row_start[h] = REVERSE ? 0 : int(record[R::kStart + t]);
+      row_r[h] = REVERSE || NORMALISES ? at.p.scale : record[R::kR + t];
+      row_delta[h] = REVERSE || !DELTA ? 0.0f : record[R::kDelta + t];
+    }
+    const auto seen = [&](int j, int t, int h, float start) {  // j is not after t, nor before the last reset
+      if (REVERSE) return j >= t && float(t) >= start;
+      return unsigned(t - j) <= unsigned(t - row_start[h]);
+    };
     float sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < PN; ++i) {
       const int j = (n0 + i) * 8 + 2 * quad;
+      float2 column_r = {}, column_delta = {}, column_start = {};
+      if (REVERSE) {
+        column_r = device::load_word<float2>(record + R::kR + j);
+        column_start = device::load_word<float2>(record + R::kStart + j);
+        if (DELTA) column_delta = device::load_word<float2>(record + R::kDelta + j);
+      }
       const float2 high = device::load_word<float2>(record + W::kColumnHigh + j),
                    low = device::load_word<float2>(record + W::kColumnLow + j);
-      float2 r = make_float2(at.p.scale, at.p.scale), delta = make_float2(0.0f, 0.0f), start = make_float2(0.0f, 0.0f);
-      if (REVERSE) {
-        r = device::load_word<float2>(record + R::kR + j);
-        start = device::load_word<float2>(record + R::kStart + j);
-        if (DELTA) delta = device::load_word<float2>(record + R::kDelta + j);
-      }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int t = m * 16 + group + h * 8;
-        const float row_high = record[W::kRowHigh + t], row_low = record[W::kRowLow + t];
-        if (!REVERSE) {
-          start = make_float2(record[R::kStart + t], record[R::kStart + t]);
-          if (!NORMALISES) r = make_float2(record[R::kR + t], record[R::kR + t]);
-          if (DELTA) delta = make_float2(record[R::kDelta + t], record[R::kDelta + t]);
+        float p[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float r = !REVERSE ? row_r[h]
+                          : e == 0 ? column_r.x
+                                   : column_r.y,
+                      delta = !REVERSE ? row_delta[h]
+                              : e == 0 ? column_delta.x
+                                       : column_delta.y,
+                      exponent = (row_high[h] + (e == 0 ? high.x : high.y)) + (row_low[h] + (e == 0 ? low.x : low.y)),
+                      x = DELTA ? acc[i][2 * h + e] + delta : acc[i][2 * h + e];
+          const float value = x * (r * device::exp2_approx(exponent));
+          p[e] = seen(j + e, t, h, e == 0 ? column_start.x : column_start.y) ? value : 0.0f;
         }
-        const bool seen0 = REVERSE ? j >= t && float(t) >= start.x : j <= t && float(j) >= start.x;
-        const bool seen1 = REVERSE ? j + 1 >= t && float(t) >= start.y : j + 1 <= t && float(j + 1) >= start.y;
-        const float x0 = DELTA ? acc[i][2 * h] + delta.x : acc[i][2 * h],
-                    x1 = DELTA ? acc[i][2 * h + 1] + delta.y : acc[i][2 * h + 1];
-        const float p0 = seen0 ? x0 * (r.x * device::exp2_approx(((row_high + high.x) + (row_low + low.x)) * kLog2E)) : 0.0f;
-        const float p1 = seen1 ? x1 * (r.y * device::exp2_approx(((row_high + high.y) + (row_low + low.y)) * kLog2E)) : 0.0f;
-        if (NORMALISES) sum[h] += p0 + p1;
-        *reinterpret_cast<uint32_t*>(at.smem + W::Shared::P + swizzled<L>(t, n0 + i) + 4 * quad) = device::pack<Element>(p0, p1);
+        if (NORMALISES) sum[h] += p[0] + p[1];
+        *reinterpret_cast<uint32_t*>(at.smem + W::Shared::P + swizzled<L>(t, n0 + i) + 4 * quad) =
+            device::pack<Element>(p[0], p[1]);
       }
     }
     if constexpr (NORMALISES)

@@ -117,7 +117,6 @@ struct WalkState {
   // The rows of one pass: acc += reads (A S + delta s). The last pass leaves g S and g s behind.
   XLSTM_DEVICE void read(const Place& at, const StagedChunk& chunk, int pass, float (&acc)[MR][OT][4]) {
     const float* record = chunk.record;
-    const float decay = pass == T::ROW_PASSES - 1 ? chunk.g : 1.0f;
 #pragma unroll
     for (int ct = 0; ct < CW / 16; ++ct) {
       uint32_t b[MO][2][2];
@@ -127,9 +126,8 @@ struct WalkState {
         for (int h = 0; h < 2; ++h)
 #pragma unroll
           for (int x = 0; x < 2; ++x) {
-            float* v = &S[mo][2 * ct + x][2 * h];
+            const float* v = &S[mo][2 * ct + x][2 * h];
             b[mo][h][x] = device::pack<Element>(v[0], v[1]);
-            v[0] *= decay, v[1] *= decay;
           }
 #pragma unroll
       for (int mt = 0; mt < MR; ++mt) {
@@ -167,12 +165,7 @@ struct WalkState {
             x = reads * (DELTA ? x + delta * s_column[i][e] : x);
           }
       }
-    if constexpr (DELTA)
-      if (pass == T::ROW_PASSES - 1)
-#pragma unroll
-        for (int mo = 0; mo < MO; ++mo)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) s[mo][e] *= chunk.g;
+    if (pass == T::ROW_PASSES - 1) decay(chunk.g);
   }
 
   // H: q.n over this warp's columns into its line of the row sums; leaves g n behind. Operand b has n in columns 0 and 2 (what
@@ -209,8 +202,7 @@ struct WalkState {
       }
   }
 
-  // What `read` and `read_n` leave behind, for a pass that reads nothing.
-  XLSTM_DEVICE void decay(float g) {
+  XLSTM_DEVICE void decay(float g) {  // of S and s
 #pragma unroll
     for (int mo = 0; mo < MO; ++mo)
 #pragma unroll
@@ -221,6 +213,9 @@ struct WalkState {
     for (int mo = 0; mo < (DELTA ? MO : 0); ++mo)
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[mo][e] *= g;
+  }
+
+  XLSTM_DEVICE void decay_n(float g) {
 #pragma unroll
     for (int i = 0; i < (NORMALISES ? 2 * NI : 0); ++i) nv[i][0] *= g, nv[i][1] *= g;
   }
