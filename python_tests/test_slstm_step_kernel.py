@@ -118,6 +118,15 @@ def test_slstm_step_reads_R_once(B):
     assert launch["sector_factor"] <= 1.5 if B == 1 else True
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("DH", [40, 256, 512])
+def test_slstm_step_meets_no_bank_twice(DH, dtype):
+    traced()
+    with simt.profile() as launches:
+        step(make_case(4, 1, 1, DH), "simt", dtype)
+    assert launches[0]["bank_conflict_factor"] <= 1.05
+
+
 @pytest.mark.parametrize("order", ["fifo", "reverse", "lifo"])
 def test_slstm_step_has_the_same_bits_with_any_schedule(order):
     if not xlstm_cuda.backends()["simt"]:

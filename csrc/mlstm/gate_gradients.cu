@@ -11,6 +11,7 @@
 
 #include "device/launch.cuh"
 #include "device/math.cuh"
+#include "device/vector.cuh"
 #include "mlstm/gate_tile.cuh"
 #include "mlstm/records.h"
 
@@ -36,7 +37,8 @@ XLSTM_DEVICE Suffix operator+(Suffix earlier, Suffix later) {
 template <int L>
 __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradientParams p, int64_t slots) {
   XLSTM_SHARED(of_warp, Suffix[kSuffixWarps]);
-  XLSTM_SHARED(span_x, float[kSpan]);  // q.dq - k.dk, then their sums: global memory is read and written in whole lines
+  XLSTM_SHARED(span_of_threads, float4[kSuffixThreads]);  // q.dq - k.dk, then their sums: global memory is read and written in
+  float* const span_x = &span_of_threads[0].x;            // whole lines
   XLSTM_SHARED(span_reset, uint8_t[kSpan]);
   const Sequences& s = p.sequences;
   const unsigned NH = unsigned(s.NH);
@@ -57,12 +59,13 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
     Suffix steps[kPerThread];  // from each step of this thread to its last
     bool reset[kPerThread];
     Suffix run = {0.0, false};
+    const float4 four = device::load_word<float4>(&span_of_threads[threadIdx.x]);
+    float x[kPerThread] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int e = kPerThread - 1; e >= 0; --e) {
-      const float x = span_x[threadIdx.x * kPerThread + e];
       reset[e] = span_reset[threadIdx.x * kPerThread + e];
       // what is before a reset does not see it: its sum counts for itself alone
-      run = Suffix{x, false} + run;
+      run = Suffix{x[e], false} + run;
       steps[e] = run;
       if (reset[e]) run = {0.0, true};
     }
@@ -83,9 +86,8 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
       carry = of_warp[w] + carry;
     }
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      span_x[threadIdx.x * kPerThread + e] = reset[e] ? 0.0f : float((steps[e] + above).sum);
-    }
+    for (int e = 0; e < kPerThread; ++e) x[e] = reset[e] ? 0.0f : float((steps[e] + above).sum);
+    device::store_word(&span_of_threads[threadIdx.x], make_float4(x[0], x[1], x[2], x[3]));
     __syncthreads();
     for (int x = int(threadIdx.x); x < kSpan && base + x < span.length; x += kSuffixThreads)
       p.dlog_f[line + base + x] = span_x[x];

@@ -11,7 +11,7 @@ constexpr int kHeadsPerBlock = 16, kGateThreads = 256, kGateWarps = kGateThreads
 
 template <int L>
 struct GateTile {
-  float value[kHeadsPerBlock][L + 1];
+  float value[kHeadsPerBlock][L + 2];  // padded: two steps of 16 heads meet no bank twice
 
   // Steps past the end get `fill`.
   XLSTM_DEVICE void load(const void* gate, ElementType element, StepStrides strides, const Chunk& chunk, int first_head,

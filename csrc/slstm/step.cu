@@ -3,7 +3,7 @@
 // Blocks: 8 units of one head, one warp each.  A warp keeps the four gates' rows of R of its unit in registers (all of them
 // requested at once: the latency of one access, not of DH), then takes the rows of the batch kRows at a time: h of these rows in
 // shared memory, 16 partial sums per lane, which 16 shuffles turn into one finished sum per lane pair. Shared memory: h of kRows
-// rows, 16 KiB.  Precision: h rounded to Element where it enters R, as in the sequence kernels; sums, gates and states float32.
+// rows, 18 KiB.  Precision: h rounded to Element where it enters R, as in the sequence kernels; sums, gates and states float32.
 #include <stdexcept>
 #include <string>
 
@@ -19,9 +19,19 @@ namespace {
 
 constexpr int kWarps = 8, kRows = 4, kMaxHeadDim = 1024, kSums = 4 * kRows;
 
+// A lane reads eight columns of h as two float4. The first ones of all lanes are neighbours, and so are the second ones, kHalf
+// behind them: reads and writes meet no bank twice.
+constexpr int kHalf = 128 + 16;
+
 struct StepShared {
-  float h[kRows][kMaxHeadDim];
+  float h[kRows][kMaxHeadDim / 128 * kHalf];
 };
+
+template <class Element>
+XLSTM_DEVICE int place_of(int column) {
+  if (sizeof(Element) == 4) return column;
+  return column / 256 * 2 * kHalf + column / 4 % 2 * kHalf + column / 8 % 32 * 4 + column % 4;
+}
 
 // 16 bytes of R, times the same columns of h.
 template <class Element>
@@ -30,7 +40,7 @@ XLSTM_DEVICE float dot(const uint4& r, const float* h) {
   if constexpr (sizeof(Element) == 4) {
     return __uint_as_float(r.x) * a.x + __uint_as_float(r.y) * a.y + __uint_as_float(r.z) * a.z + __uint_as_float(r.w) * a.w;
   } else {
-    const float4 b = device::load_word<float4>(h + 4);
+    const float4 b = device::load_word<float4>(h + kHalf);
     return device::low_half<Element>(r.x) * a.x + device::high_half<Element>(r.x) * a.y + device::low_half<Element>(r.y) * a.z +
            device::high_half<Element>(r.y) * a.w + device::low_half<Element>(r.z) * b.x + device::high_half<Element>(r.z) * b.y +
            device::low_half<Element>(r.w) * b.z + device::high_half<Element>(r.w) * b.w;
@@ -77,7 +87,7 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const KernelForward p
     for (int i = int(threadIdx.x); i < kRows * DH; i += 32 * kWarps) {
       const int64_t row = first + i / DH;
       const float h = p.h0 && row < p.shape.B ? p.h0[(row * NH + head) * DH + i % DH] : 0.0f;
-      smem.h[i / DH][i % DH] = device::to_float(device::from_float<Element>(h));
+      smem.h[i / DH][place_of<Element>(i % DH)] = device::to_float(device::from_float<Element>(h));
     }
     __syncthreads();
     float sums[kSums] = {};  // of row i / 4, gate i % 4
@@ -86,7 +96,7 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const KernelForward p
       const int column = (v * 32 + lane) * VECTOR;
       if (column >= DH) continue;
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) sums[i] += dot<Element>(R[i % 4][v], &smem.h[i / 4][column]);
+      for (int i = 0; i < kSums; ++i) sums[i] += dot<Element>(R[i % 4][v], &smem.h[i / 4][place_of<Element>(column)]);
     }
     const float sum = sum_of_lane(sums, lane);
     float raw[4];
