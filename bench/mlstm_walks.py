@@ -38,7 +38,7 @@ class Walk:
     mma: int
     shared_bytes_read: int
     wide_conflicts: float
-    conflicts: float
+    extra_wavefronts: float  #: of all shared accesses, those beyond one per 128 bytes, per tensor-core product
     sectors: float
 
     @property
@@ -80,7 +80,8 @@ def _walk(use: str, launch: dict[str, Any], S: int, DHQK: int, DHHV: int) -> Wal
         mma=launch["mma"],
         shared_bytes_read=sum(line["bytes"] for line in wide),
         wide_conflicts=sum(line["wavefronts"] for line in wide) / sum(line["bytes"] / 128 for line in wide),
-        conflicts=launch["bank_conflict_factor"], sectors=launch["sector_factor"],
+        extra_wavefronts=sum(line["wavefronts"] * (1 - 1 / line["ratio"]) for line in shared) / launch["mma"],
+        sectors=launch["sector_factor"],
     )  # fmt: skip
 
 

@@ -181,7 +181,8 @@ def test_mlstm_walk_uses_tensor_cores_without_bank_conflicts(use, walks):
     L = 64 if max(walk.c, walk.o) <= 256 else 32
     assert walk.mma * 2048 >= walk.S * (2 * walk.c * walk.o + L / 2 * (walk.c + walk.o))
     assert walk.wide_conflicts <= 1.05
-    assert walk.conflicts <= (1.1 if walk.c > 64 else 1.16)  # reads of the record weigh more in the smallest tile
+    # Per product, because a factor of all accesses rises when others are saved. The smallest tile has the fewest per record.
+    assert walk.extra_wavefronts <= (0.22 if max(walk.c, walk.o) > 64 else 0.55)
     assert walk.sectors <= 1.1
 
 
