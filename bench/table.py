@@ -9,7 +9,7 @@ from .records import Record
 
 
 def cases(outcome: Outcome) -> str:
-    """A case: one line a contender."""
+    """A case: one line a contender, and one for what else failed."""
     case = outcome.case
     names = [contender.name for contender in case.contenders]
     width = max(map(len, names))
@@ -32,6 +32,7 @@ def cases(outcome: Outcome) -> str:
         parts += [f"{value:.2f}x {against}" for against, value in time.ratios.items()]
         parts.append(gate(time))
         lines.append("  ".join(parts))
+    lines += [f"  {what}: {reason}" for what, reason in outcome.left_out.items() if what not in names]
     return "\n".join(lines)
 
 

@@ -58,6 +58,13 @@ def test_gate_sees_a_wrong_gradient_and_a_nan():
         assert not gate.run_gate(case(), Contender("wrong", build), CPU, {}).green
 
 
+def test_a_roofline_that_fails_costs_no_time_and_is_shown(monkeypatch):
+    monkeypatch.setattr(roofline, "of", failing)
+    outcome = measure.measure(case(Contender("right", linear(2.0))), CPU, seconds=0.01)
+    assert [record.contender for record in outcome.records] == ["right"]
+    assert "roofline of right: failed: ZeroDivisionError: division by zero" in table.cases(outcome)
+
+
 def test_a_contender_that_cannot_run_costs_only_its_own_line():
     contenders = Contender("right", linear(2.0)), Contender("missing", missing), Contender("failing", failing)
     outcome = measure.measure(case(*contenders, Contender("long", linear(2.0), limits={"S": 4})), CPU, seconds=0.01)

@@ -25,32 +25,20 @@ void run(const ConvShape& shape, int64_t steps, int threads, const Tile& tile) {
 
 template <typename Real>
 void conv_step(const ConvStep<Real>& p, int threads) {
-  auto* row = &baseline::conv_step_row<Real>;
-#ifdef XLSTM_X86_64
-  if (selected_isa() == Isa::kAvx512) row = &avx512::conv_step_row<Real>;
-  if (selected_isa() == Isa::kAvx2) row = &avx2::conv_step_row<Real>;
-#endif
+  auto* const row = XLSTM_OF_ISA(conv_step_row<Real>);
   if (p.B * p.D * p.K < kWorthThreads) threads = 1;
   parallel_for(p.B, threads, [&](int64_t b) { row(p, b); });
 }
 
 template <typename Real>
 void conv_forward(const ConvForward<Real>& p, int threads) {
-  auto* tile = &baseline::conv_forward_tile<Real>;
-#ifdef XLSTM_X86_64
-  if (selected_isa() == Isa::kAvx512) tile = &avx512::conv_forward_tile<Real>;
-  if (selected_isa() == Isa::kAvx2) tile = &avx2::conv_forward_tile<Real>;
-#endif
+  auto* const tile = XLSTM_OF_ISA(conv_forward_tile<Real>);
   run(p.shape, p.shape.S, threads, [&](int64_t b, int64_t first, int64_t end, int64_t) { tile(p, b, first, end); });
 }
 
 template <typename Real>
 void conv_backward(const ConvBackward<Real>& p, int threads) {
-  auto* tile = &baseline::conv_backward_tile<Real>;
-#ifdef XLSTM_X86_64
-  if (selected_isa() == Isa::kAvx512) tile = &avx512::conv_backward_tile<Real>;
-  if (selected_isa() == Isa::kAvx2) tile = &avx2::conv_backward_tile<Real>;
-#endif
+  auto* const tile = XLSTM_OF_ISA(conv_backward_tile<Real>);
   const int64_t size = (p.shape.K + 1) * p.shape.D;
   run(p.shape, p.shape.padded(), threads,
       [&](int64_t b, int64_t first, int64_t end, int64_t index) { tile(p, b, first, end, p.sums + index * size); });

@@ -14,6 +14,16 @@ std::vector<std::string> supported_isas();
 // An unknown or unsupported name is a std::invalid_argument.
 Isa selected_isa();
 
+// The function of the selected instruction set, which is compiled once in each of their namespaces: XLSTM_OF_ISA(run<Real>).
+#ifdef XLSTM_X86_64
+#define XLSTM_OF_ISA(...)                                                            \
+  (::xlstm::cpu::selected_isa() == ::xlstm::cpu::Isa::kAvx512 ? &avx512::__VA_ARGS__ \
+   : ::xlstm::cpu::selected_isa() == ::xlstm::cpu::Isa::kAvx2 ? &avx2::__VA_ARGS__   \
+                                                              : &baseline::__VA_ARGS__)
+#else
+#define XLSTM_OF_ISA(...) (&baseline::__VA_ARGS__)
+#endif
+
 // Overrides the choice; "" returns to the default.
 void select_isa(const std::string& name);
 std::string isa_name(Isa isa);

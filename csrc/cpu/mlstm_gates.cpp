@@ -13,11 +13,7 @@ constexpr int64_t kWorthThreads = 100'000;  // exponentials; fewer are done befo
 
 template <typename Real>
 bool mlstm_gates(const MlstmGates<Real>& p, int threads) {
-  auto* gates_of = &baseline::mlstm_gates_row<Real>;
-#ifdef XLSTM_X86_64
-  if (selected_isa() == Isa::kAvx512) gates_of = &avx512::mlstm_gates_row<Real>;
-  if (selected_isa() == Isa::kAvx2) gates_of = &avx2::mlstm_gates_row<Real>;
-#endif
+  auto* const gates_of = XLSTM_OF_ISA(mlstm_gates_row<Real>);
   if (p.chunks * p.rows * p.L < kWorthThreads) threads = 1;
   std::atomic<bool> any_reset{false};
   parallel_for(p.rows, threads, [&](int64_t row) {
@@ -28,11 +24,7 @@ bool mlstm_gates(const MlstmGates<Real>& p, int threads) {
 
 template <typename Real>
 void mlstm_weights(const MlstmWeights<Real>& p, int threads) {
-  auto* weights_of = &baseline::mlstm_weights_of_chunk<Real>;
-#ifdef XLSTM_X86_64
-  if (selected_isa() == Isa::kAvx512) weights_of = &avx512::mlstm_weights_of_chunk<Real>;
-  if (selected_isa() == Isa::kAvx2) weights_of = &avx2::mlstm_weights_of_chunk<Real>;
-#endif
+  auto* const weights_of = XLSTM_OF_ISA(mlstm_weights_of_chunk<Real>);
   if (p.matrices * p.L * p.L < kWorthThreads) threads = 1;
   parallel_for(p.matrices, threads, [&](int64_t matrix) { weights_of(p, matrix); });
 }

@@ -11,11 +11,7 @@ constexpr int64_t kWorthThreads = 500'000;  // entries of C; fewer are done befo
 
 template <typename Real>
 void mlstm_step(const MlstmStep<Real>& p, int threads) {
-  void (*row)(const MlstmStep<Real>&, int64_t) = &baseline::mlstm_step_row<Real>;
-#ifdef XLSTM_X86_64
-  if (selected_isa() == Isa::kAvx512) row = &avx512::mlstm_step_row<Real>;
-  if (selected_isa() == Isa::kAvx2) row = &avx2::mlstm_step_row<Real>;
-#endif
+  auto* const row = XLSTM_OF_ISA(mlstm_step_row<Real>);
   if (p.rows * p.DHQK * p.DHHV < kWorthThreads) threads = 1;
   parallel_for(p.rows, threads, [&](int64_t index) { row(p, index); });
 }
