@@ -24,9 +24,9 @@ def run(name: str, out_words: int = 400, n: int = 0, fill: int = 0, **options) -
         return run_primitive("simt", name, np.arange(1024, dtype=np.uint32), out_words, n=n, fill=fill)
 
 
-def message(name: str, **options) -> str:
+def message(name: str, n: int = 0, **options) -> str:
     with pytest.raises(RuntimeError) as error:
-        run(name, **options)
+        run(name, n=n, **options)
     assert name in str(error.value)
     return str(error.value)
 
@@ -100,6 +100,76 @@ def test_spinning_on_a_block_that_cannot_run_is_a_livelock(order):
         assert "livelock" in message("spin_on_later_block")
 
 
+@pytest.mark.parametrize("order", simt.ORDERS)
+def test_a_wait_that_nobody_ends_is_stopped_with_its_line_and_threads(order):
+    text = message("spin_in_vain", order=order)
+    line = line_of("device::load_acquire", "spin_in_vain")
+    assert "livelock" in text
+    for block in "01":
+        assert f"block ({block},0,0): threads 0-31 spin on ld.relaxed or ld.acquire at" in text
+    assert text.count(f"planted_bugs.cu:{line}") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction", "what"),
+    [
+        ("misaligned_load", "load_word", "a load"),
+        ("misaligned_load_of_two", "load_word", "a load"),
+        ("misaligned_relaxed_load", "load_relaxed_vector", "a load"),
+        ("misaligned_store", "store_word", "a store"),
+        ("misaligned_copy", "cp_async", "cp.async"),
+        ("misaligned_copy_target", "cp_async", "cp.async"),
+        ("misaligned_bulk_load", "bulk_load", "cp.async.bulk"),
+        ("misaligned_bulk_target", "bulk_load", "cp.async.bulk"),
+    ],
+)
+def test_misaligned_access_names_its_line(name, instruction, what):
+    text = message(name, n=1)
+    assert f"{what} at " in text and f"planted_bugs.cu:{line_of('device::' + instruction, name)}" in text
+    assert "not aligned to" in text or "not a multiple of 16" in text
+
+
+@pytest.mark.parametrize("name", ["misaligned_load", "misaligned_load_of_two", "misaligned_relaxed_load", "misaligned_store"])
+def test_aligned_access_is_no_error(name):
+    run(name, n=4)
+
+
+def test_a_thread_must_not_exit_before_its_copies_land():
+    text = message("exits_before_copy_lands")
+    assert "exits with 1 cp.async in flight" in text
+    assert f"planted_bugs.cu:{line_of('device::cp_async', 'exits_before_copy_lands')}" in text
+
+
+def exchanged_words() -> list[int]:
+    """What the three blocks of planted_bugs.cu's exchange_words end with."""
+    values = [1, 2, 3]
+    for _ in range(8):
+        total = 0
+        for value in values:
+            total = (5 * total + value) % 2**32
+        values = [total] * 3
+    return values
+
+
+def test_starving_finds_what_fair_schedules_do_not():
+    def wrong(name: str, order: str) -> int:
+        return sum(run(name, order=order, seed=seed)[32:35].tolist() != exchanged_words() for seed in range(1, 41))
+
+    assert wrong("one_counter_for_two_buffers", "starve") >= 10
+    assert [wrong("clean_exchange", order) for order in simt.ORDERS] == [0] * len(simt.ORDERS)
+
+
+def test_starving_is_named_with_its_seed():
+    assert "schedule starve, seed 12345" in message("divergent_barrier", order="starve", seed=12345)
+
+
+def test_a_cluster_larger_than_the_device_holds_is_refused():
+    with simt.options(largest_cluster=1), pytest.raises(RuntimeError, match="a cluster of 4 blocks; the limit is 1"):
+        run_primitive("simt", "cluster", np.zeros(4096, np.uint32), 8192, n=1)
+    with pytest.raises(ValueError, match="largest_cluster: got 17, expected 1 to 16"), simt.options(largest_cluster=17):
+        pass
+
+
 @pytest.mark.parametrize("sm", simt.ARCHITECTURES)
 def test_shared_memory_limit_of_each_architecture(sm):
     for name, fits in (("shared_100_kib", sm in (80, 90)), ("shared_200_kib", sm == 90)):
@@ -136,7 +206,7 @@ def test_the_executor_is_usable_after_every_error():
 
 def test_unknown_options_name_what_is_accepted():
     with (
-        pytest.raises(ValueError, match="order: got 'fast', expected one of 'fifo', 'reverse', 'lifo', 'random'"),
+        pytest.raises(ValueError, match="order: got 'fast', expected one of 'fifo', 'reverse', 'lifo', 'random', 'starve'"),
         simt.options(order="fast"),
     ):
         pass

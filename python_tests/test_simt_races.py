@@ -24,7 +24,7 @@ CLEAN += [
     "wgmma_shared",
     "wgmma_registers",
 ]
-CLEAN += ["clean_flags", "clean_warp_arrive"]
+CLEAN += ["clean_flags", "clean_warp_arrive", "clean_exchange"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,14 @@ def test_race_is_reported_with_both_lines(name, seed):
 def test_no_race_is_reported_in_a_correct_kernel(name, order):
     for seed in range(1, 4 if order == "random" else 2):
         run(name, n=64 if name == "bulk_load" else 3, order=order, seed=seed, landing="random" if order == "random" else "late")
+
+
+def test_misaligned_access_by_a_plain_pointer_names_its_line():
+    text = BUGS.read_text()
+    line = text[: text.index("reinterpret_cast", text.index("void misaligned_plain_access("))].count("\n") + 1
+    with pytest.raises(RuntimeError, match=rf"planted_bugs\.cu:{line}: the address is not aligned to 16 bytes"):
+        run("misaligned_plain_access", n=1)
+    run("misaligned_plain_access", n=4)
 
 
 def test_profile_counts_bank_conflicts():

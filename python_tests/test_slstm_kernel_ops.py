@@ -139,6 +139,17 @@ def test_the_table_chooses_by_head_dim_dtype_and_device(dtype, DH, sm, kernel):
         assert xlstm_cuda.simt.module().slstm_kernel(dtype, DH) == kernel
 
 
+@pytest.mark.parametrize(
+    ("DH", "largest_cluster", "kernel"),
+    [(768, 16, "cluster"), (768, 15, "grid"), (384, 8, "cluster"), (392, 8, "grid"), (136, 8, "cluster"), (136, 2, "grid")],
+)
+def test_clusters_are_chosen_where_the_device_holds_them(DH, largest_cluster, kernel):
+    if not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
+    with xlstm_cuda.simt.options(largest_cluster=largest_cluster):
+        assert xlstm_cuda.simt.module().slstm_kernel("bfloat16", DH) == kernel
+
+
 @pytest.mark.parametrize(("sm", "largest", "kilobytes"), [(80, 768, 163), (86, 512, 99)])
 def test_the_table_says_where_float32_ends(sm, largest, kilobytes):
     if not xlstm_cuda.backends()["simt"]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import native
 
-ORDERS = ("fifo", "reverse", "lifo", "random")
+ORDERS = ("fifo", "reverse", "lifo", "random", "starve")
 LANDINGS = ("late", "early", "random")
 MMA_MODELS = ("float64", "float32", "hopper")
 ARCHITECTURES = (80, 86, 89, 90)
@@ -25,11 +25,13 @@ ARCHITECTURES = (80, 86, 89, 90)
 class Options:
     """How launches on backend "simt" run.
 
-    order: which thread that can run goes next: "fifo", "reverse", "lifo" or "random".
+    order: which thread that can run goes next: "fifo", "reverse", "lifo", "random", or "starve", which is random but holds one
+        lane, warp or block back until the others have come as far as they can.
     seed: of the random choices; errors name it.
     landing: when asynchronous copies land: "late" (at the wait, NaN until then), "early" or "random".
     mma: arithmetic of the tensor cores: "float64" (one rounding), "float32", or "hopper" (truncating, after MMA-Sim).
     sm: the GPU whose limits and instructions hold: 80, 86, 89 or 90.
+    largest_cluster: the blocks of the largest cluster that this GPU holds, 1 to 16.
     races: report accesses that nothing orders, as a RuntimeError with both source lines.
     sanitize: run the module built with address and undefined-behaviour checks (XLSTM_SIMT_ASAN=ON, LD_PRELOAD of libasan).
     """
@@ -39,6 +41,7 @@ class Options:
     landing: str = "late"
     mma: str = "float64"
     sm: int = 90
+    largest_cluster: int = 16
     races: bool = False
     sanitize: bool = False
 
@@ -47,6 +50,8 @@ class Options:
             value = getattr(self, name)
             if value not in accepted:
                 raise ValueError(f"simt: {name}: got {value!r}, expected one of {', '.join(map(repr, accepted))}")
+        if not 1 <= self.largest_cluster <= 16:
+            raise ValueError(f"simt: largest_cluster: got {self.largest_cluster}, expected 1 to 16")
 
 
 def _from_environment() -> Options:
@@ -118,6 +123,6 @@ def module() -> ModuleType:
     chosen = native.simt(variant)
     chosen.simt_configure(
         order=_current.order, seed=_current.seed, landing=_current.landing, mma=_current.mma, sm=_current.sm,
-        races=_current.races, profile=profiling,
+        largest_cluster=_current.largest_cluster, races=_current.races, profile=profiling,
     )  # fmt: skip
     return chosen

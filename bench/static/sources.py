@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +20,24 @@ def kernel_files() -> list[str]:
 
 
 def key(file: str) -> str:
-    """Of a kernel file and every header of csrc/ that it includes, directly or not."""
-    digest = hashlib.sha256()
-    for path in sorted(closure(ROOT / file)):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    """Of a kernel file and every header of csrc/ that it includes, directly or not; comments and line breaks do not count."""
+    return digest(closure(ROOT / file))
+
+
+def digest(files: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for path in sorted(files):
+        text = path.read_text() if path.suffix == ".py" else code(path.read_text())
+        found.update(f"{path.relative_to(ROOT)}\0{text}\0".encode())
+    return found.hexdigest()[:16]
+
+
+def code(text: str) -> str:
+    """C++ without comments, its white space as single spaces; directives keep lines of their own."""
+    literal = r'"(?:\\.|[^"\\\n])*"|(?<![0-9a-fA-F])\'(?:\\.|[^\'\\\n])*\''
+    text = re.sub(rf"({literal})|//[^\n]*|/\*.*?\*/", lambda found: found[1] or " ", text, flags=re.S)
+    parts = re.split(r"^([ \t]*#(?:[^\n]*\\\n)*[^\n]*)", text, flags=re.M)
+    return "\n".join(stripped for part in parts if (stripped := " ".join(part.split())))
 
 
 def closure(file: Path) -> set[Path]:
@@ -46,9 +60,6 @@ def included(file: Path) -> list[Path]:
 
 def executor_key() -> str:
     """Of everything that decides what the host executor counts: kernels, their launches, the executor, the calls."""
-    digest = hashlib.sha256()
     files = [p for folder in ("device", "mlstm", "slstm", "simt") for p in (CSRC / folder).rglob("*") if p.is_file()]
     files += [*(ROOT / "xlstm_cuda/ops").glob("*_kernel*.py"), ROOT / "bench/static/executor.py"]
-    for path in sorted(p for p in files if p.suffix in (".cu", ".cuh", ".h", ".cpp", ".py")):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return digest(p for p in files if p.suffix in (".cu", ".cuh", ".h", ".cpp", ".py"))

@@ -24,7 +24,9 @@ XLSTM_DEVICE unsigned cluster_size() {
 #endif
 }
 
+// All threads of the cluster, each warp together.
 XLSTM_DEVICE void cluster_arrive(XLSTM_ONLY_SITE) {
+  __syncwarp(kAllLanes XLSTM_FORWARD_SITE);  // .aligned wants the warp as one, and the lanes may have parted before
 #ifdef __CUDACC__
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #else

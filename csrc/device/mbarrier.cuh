@@ -3,6 +3,7 @@
 #pragma once
 #include "device/cluster.cuh"
 #include "device/kernel.cuh"
+#include "device/wait.cuh"
 
 namespace xlstm::device {
 
@@ -49,28 +50,40 @@ XLSTM_DEVICE void mbarrier_remote_arrive(uint64_t* barrier, unsigned rank XLSTM_
 }
 
 // Until the phase of this parity is complete. Acquires what threads and copies of this block published.
-XLSTM_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity XLSTM_SITE) {
+XLSTM_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity XLSTM_WAIT_SITE) {
 #ifdef __CUDACC__
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "WAIT_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE_%=;\nbra WAIT_%=;\nDONE_%=:\n}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
+  const uint32_t address = shared_address(barrier);
+  wait_until([=] {
+    uint32_t done;
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
+    return done != 0;
+  } XLSTM_FORWARD_WAIT_SITE);
 #else
   simt::mbarrier_wait(barrier, parity, false, site);
 #endif
 }
 
 // The same with acquire at cluster scope: needed to read what other blocks stored (st.async, remote arrivals).
-XLSTM_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity XLSTM_SITE) {
+XLSTM_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity XLSTM_WAIT_SITE) {
 #ifdef __CUDACC__
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "WAIT_%=: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE_%=;\nbra WAIT_%=;\nDONE_%=:\n}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
+  const uint32_t address = shared_address(barrier);
+  wait_until([=] {
+    uint32_t done;
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
+    return done != 0;
+  } XLSTM_FORWARD_WAIT_SITE);
 #else
   simt::mbarrier_wait(barrier, parity, true, site);
 #endif

@@ -36,7 +36,8 @@ XLSTM_DEVICE Suffix operator+(Suffix earlier, Suffix later) {
 
 template <int L>
 __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradientParams p, int64_t slots) {
-  XLSTM_SHARED(of_warp, Suffix[kSuffixWarps]);
+  XLSTM_SHARED(warp_sum, double[kSuffixWarps]);  // not a Suffix, whose padding nobody initialises
+  XLSTM_SHARED(warp_reset, bool[kSuffixWarps]);
   XLSTM_SHARED(span_of_threads, float4[kSuffixThreads]);  // q.dq - k.dk, then their sums: global memory is read and written in
   float* const span_x = &span_of_threads[0].x;            // whole lines
   XLSTM_SHARED(span_reset, uint8_t[kSpan]);
@@ -76,14 +77,14 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
                             __shfl_down_sync(device::kAllLanes, int(after.reset), offset) != 0};
       if (lane + offset < 32) after = after + above;
     }
-    if (lane == 0) of_warp[warp] = after;
+    if (lane == 0) warp_sum[warp] = after.sum, warp_reset[warp] = after.reset;
     Suffix above = {__shfl_down_sync(device::kAllLanes, after.sum, 1),
                     __shfl_down_sync(device::kAllLanes, int(after.reset), 1) != 0};
     if (lane == 31) above = {0.0, false};
     __syncthreads();
     for (int w = kSuffixWarps - 1; w >= 0; --w) {
       if (w == warp) above = above + carry;  // carry is now of all warps above this one
-      carry = of_warp[w] + carry;
+      carry = Suffix{warp_sum[w], warp_reset[w]} + carry;
     }
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e) x[e] = reset[e] ? 0.0f : float((steps[e] + above).sum);

@@ -10,6 +10,7 @@
 #pragma once
 #include "device/async_copy.cuh"
 #include "device/launch.cuh"
+#include "device/vector.cuh"
 #include "mlstm/normaliser.cuh"
 #include "mlstm/records.h"
 #include "mlstm/sequences.cuh"
@@ -266,7 +267,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
             make_float4(out[y].x * inverse[y], out[y].y * inverse[y], out[y].z * inverse[y], out[y].w * inverse[y]);
       if (DELTA) {
         const float* with = start_of(p.row_dot_with, p.row_dot_strides) + (first + t) * p.row_dot_strides.step + o;
-        const float dot = sum_of_8_lanes(inside ? dot4(*reinterpret_cast<const float4*>(with), out[y], 0.0f) : 0.0f);
+        const float dot = sum_of_8_lanes(inside ? dot4(device::load_word<float4>(with), out[y], 0.0f) : 0.0f);
         if (og == 0 && first + t < span.length)
           p.row_dots[o_block * p.sequences.B * p.sequences.NH * p.sequences.S + line + first + t] = dot;
       }

@@ -21,14 +21,15 @@ E parse(const std::string& option, const std::string& name, const std::vector<st
   throw py::value_error("simt: " + option + ": got '" + name + "', expected one of " + expected);
 }
 
-void configure(const std::string& order, uint64_t seed, const std::string& landing, const std::string& mma, int sm, bool races,
-               bool profile) {
+void configure(const std::string& order, uint64_t seed, const std::string& landing, const std::string& mma, int sm,
+               int largest_cluster, bool races, bool profile) {
   Options next;
-  next.order = parse<Order>("order", order, {"fifo", "reverse", "lifo", "random"});
+  next.order = parse<Order>("order", order, {"fifo", "reverse", "lifo", "random", "starve"});
   next.seed = seed;
   next.landing = parse<Landing>("landing", landing, {"late", "early", "random"});
   next.mma = parse<MmaModel>("mma", mma, {"float64", "float32", "hopper"});
   next.architecture = sm;
+  next.largest_cluster = largest_cluster;
   next.races = races;
   next.profile = profile;
   options() = next;
@@ -89,7 +90,7 @@ py::dict describe(const LaunchRecord& r) {
 void bind_executor(py::module_& m) {
   m.attr("simt_instrumented") = instrumented();
   m.def("simt_configure", &configure, py::kw_only(), py::arg("order"), py::arg("seed"), py::arg("landing"), py::arg("mma"),
-        py::arg("sm"), py::arg("races"), py::arg("profile"), "how the next launches run");
+        py::arg("sm"), py::arg("largest_cluster"), py::arg("races"), py::arg("profile"), "how the next launches run");
   m.def(
       "simt_take_launches",
       [] {

@@ -20,7 +20,9 @@ struct Site {  // a place in a kernel's source; as a default argument, that of t
   constexpr Site(const char* file = __builtin_FILE(), int line = __builtin_LINE()) : file(file), line(line) {}
 };
 
-enum class Order { Fifo, Reverse, Lifo, Random };  // which thread that can run goes next
+// Which thread that can run goes next. Starve: any, but one lane, warp or block at a time is held back, for as long as the others
+// still get on without it.
+enum class Order { Fifo, Reverse, Lifo, Random, Starve };
 enum class Landing { Late, Early, Random };        // when an asynchronous copy lands; every choice is legal on a GPU
 enum class MmaModel { Float64, Float32, Hopper };  // Float64 rounds once; Hopper truncates to 25 aligned bits (MMA-Sim)
 
@@ -30,6 +32,7 @@ struct Options {
   Landing landing = Landing::Late;
   MmaModel mma = MmaModel::Float64;
   int architecture = 90;     // limits and instructions of sm_80, sm_86, sm_89 or sm_90
+  int largest_cluster = 16;  // blocks; 8 is all that an architecture with clusters promises
   bool poison = true;        // shared memory starts as NaN
   bool strict_sites = true;  // the threads of one collective must stand on one source line
   bool races = false;        // needs instrumented kernels
@@ -68,6 +71,7 @@ struct LaunchConfig {
   void* stream = nullptr;  // of no meaning here
   dim3 cluster = dim3(1, 1, 1);
   bool cooperative = false;
+  int device = -1;  // of no meaning here
 };
 int shared_memory_limit();  // bytes that a block can ask for on the architecture in the options
 using Invoke = void (*)(const void* closure);

@@ -28,6 +28,11 @@ template <class... P>
 int resident_blocks(const LaunchConfig& config, void (*)(P...)) {
   return resident_blocks_of(config);
 }
+int resident_clusters_of(const LaunchConfig& config);
+template <class... P>
+int resident_clusters(const LaunchConfig& config, void (*)(P...)) {
+  return resident_clusters_of(config);
+}
 
 // shared memory
 template <class Key>

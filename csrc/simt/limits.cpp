@@ -49,8 +49,9 @@ void check_launch(const LaunchConfig& config, const char* kernel, const Architec
            std::to_string(on.shared_per_block));
   if (cluster_blocks != 1) {
     if (on.number < 90) refuse("a cluster launch; " + name + " has no clusters");
-    if (cluster_blocks == 0 || cluster_blocks > 16)  // 8 on every GPU; launch.cuh asks for more where that is needed
-      refuse("a cluster of " + std::to_string(cluster_blocks) + " blocks; the limit is 16");
+    const int largest = options().largest_cluster;
+    if (cluster_blocks == 0 || int(cluster_blocks) > largest)
+      refuse("a cluster of " + std::to_string(cluster_blocks) + " blocks; the limit is " + std::to_string(largest));
     if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) refuse("the grid is not a multiple of the cluster");
   }
   if (config.cooperative) {
@@ -64,6 +65,13 @@ void check_launch(const LaunchConfig& config, const char* kernel, const Architec
 
 int resident_blocks_of(const LaunchConfig& config) {
   return int(blocks_per_multiprocessor(config, architecture(options().architecture)));
+}
+
+int resident_clusters_of(const LaunchConfig& config) {
+  const Architecture& on = architecture(options().architecture);
+  const int blocks = int(config.cluster.x * config.cluster.y * config.cluster.z);
+  if (on.number < 90 || blocks > options().largest_cluster) return 0;
+  return int(blocks_per_multiprocessor(config, on)) * on.multiprocessors / blocks;
 }
 
 void require_architecture(int number, const char* instruction, const Site& site) {

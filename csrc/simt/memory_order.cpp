@@ -17,7 +17,7 @@ Clock& flag_clock(const void* p) {
 
 void check_aligned(const void* p, int bytes, const char* what, const Site& site) {
   if (reinterpret_cast<uintptr_t>(p) % bytes)
-    fail(std::string(what) + " at " + to_string(site) + ": not aligned to " + std::to_string(bytes) + " bytes");
+    fail(std::string(what) + " at " + to_string(site) + ": the address is not aligned to " + std::to_string(bytes) + " bytes");
 }
 }  // namespace
 
@@ -28,7 +28,7 @@ void forget_flags() {
 
 uint64_t load_relaxed(const void* p, int bytes, const Site& site) {
   check_aligned(p, bytes, "ld.relaxed", site);
-  yield();  // others may go first; a loop that spins on this makes progress
+  spin("ld.relaxed or ld.acquire", site);  // others may go first: a loop that spins on this makes progress
   touch(p, bytes, kRead | kAtomic, site);
   uint64_t value = 0;
   std::memcpy(&value, p, bytes);
@@ -73,10 +73,12 @@ void atomic_update(void* p, int bytes, void (*update)(void* p, const void* opera
 }
 
 void vector_load(void* to, const void* from, int bytes, const Site& site) {
+  check_aligned(from, bytes, "a load", site);
   touch(from, bytes, kRead, site);
   std::memcpy(to, from, bytes);
 }
 void vector_store(void* to, const void* from, int bytes, const Site& site) {
+  check_aligned(to, bytes, "a store", site);
   touch(to, bytes, kWrite, site);
   std::memcpy(to, from, bytes);
 }

@@ -18,14 +18,16 @@ std::string ranges(const std::vector<uint32_t>& sorted) {  // 0-31,40
 
 std::string waiting_state(const Fiber* fiber) {
   const Block& block = *fiber->block;
-  std::string text = fiber->waits_in;
-  if (text == "bar.sync") {
+  const std::string waits_in = fiber->waits_in;
+  if (fiber->status == Status::Ready) return "spin on " + waits_in + " at " + to_string(fiber->waits_at);
+  std::string text = "wait in " + waits_in;
+  if (waits_in == "bar.sync") {
     const Barrier& b = block.barriers[fiber->waits_for];
     text += " " + std::to_string(fiber->waits_for) + " (" + std::to_string(b.arrived) + " of " + std::to_string(b.needed) +
             " threads arrived)";
-  } else if (text == "__syncthreads") {
+  } else if (waits_in == "__syncthreads") {
     text += "() (" + std::to_string(block.barriers[0].arrived) + " of " + std::to_string(block.alive) + " live threads arrived)";
-  } else if (text == "mbarrier.try_wait") {
+  } else if (waits_in == "mbarrier.try_wait") {
     text += " parity " + std::to_string(fiber->waits_for >> 32) + " on the barrier at shared offset " +
             std::to_string(uint32_t(fiber->waits_for));
   } else if (fiber->waits_for) {
@@ -47,16 +49,15 @@ std::string describe(const Fiber* fiber) {
 }
 
 std::string schedule_description() {
-  static const char* const names[] = {"fifo", "reverse", "lifo", "random"};
+  static const char* const names[] = {"fifo", "reverse", "lifo", "random", "starve"};
   std::string text = std::string("schedule ") + names[int(machine.options.order)];
-  if (machine.options.order == Order::Random || machine.options.landing == Landing::Random)
+  if (machine.options.order >= Order::Random || machine.options.landing == Landing::Random)
     text += ", seed " + std::to_string(machine.options.seed);
   return text;
 }
 
-std::string deadlock_report() {
-  std::string text =
-      std::string("simt: deadlock in ") + machine.kernel + " (" + schedule_description() + "): no thread can run\n";
+std::string waiting_threads() {
+  std::string text;
   for (const Block& block : machine.blocks) {
     std::map<std::string, std::vector<uint32_t>> waiting;
     std::vector<uint32_t> gone;
@@ -69,9 +70,14 @@ std::string deadlock_report() {
         waiting[waiting_state(fiber)].push_back(fiber->linear);
     }
     const std::string name = "  block " + to_string(block.index) + ": threads ";
-    for (const auto& [state, threads] : waiting) text += name + ranges(threads) + " wait in " + state + "\n";
+    for (const auto& [state, threads] : waiting) text += name + ranges(threads) + " " + state + "\n";
     if (!waiting.empty() && !gone.empty()) text += name + ranges(gone) + " have exited\n";
   }
   return text;
+}
+
+std::string deadlock_report() {
+  return std::string("simt: deadlock in ") + machine.kernel + " (" + schedule_description() + "): no thread can run\n" +
+         waiting_threads();
 }
 }  // namespace xlstm::simt

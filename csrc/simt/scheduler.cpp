@@ -42,8 +42,66 @@ void jump(Fiber* from, Fiber* to, [[maybe_unused]] bool from_dies) {
 #endif
 }
 
+void end_hold() {
+  Starvation& s = machine.starvation;
+  s.holding = false;
+  s.left = 1 + next_random() % (uint64_t(1) << next_random() % 12);
+  for (Fiber* fiber : s.held) machine.ready[machine.ready_tail++ & machine.ready_mask] = fiber;
+  s.held.clear();
+}
+
+void begin_hold() {
+  Machine& m = machine;
+  Starvation& s = m.starvation;
+  const Fiber* fiber = m.pool[(next_random() >> 11) % m.fibers].get();
+  switch ((next_random() >> 11) % 4) {
+    case 0:
+      s.victim = fiber;
+      break;
+    case 1:
+      if (m.blocks.size() > 1) {
+        s.victim = fiber->block;
+        break;
+      }
+      [[fallthrough]];
+    default:
+      s.victim = fiber->warp;
+  }
+  s.holding = true;
+  s.left = next_random() >> 20 & 1 ? ~uint64_t(0) : m.fibers << next_random() % 6;
+}
+
+// Any thread but those held back. They go on when nobody else can, when all others spin, or after a while.
+Fiber* take_unless_held() {
+  Machine& m = machine;
+  Starvation& s = m.starvation;
+  while (true) {
+    const uint32_t count = m.ready_tail - m.ready_head;
+    if (s.holding && (s.left == 0 || count == 0 || m.idle_yields > 8ull * count + 64)) {
+      if (s.held.empty() && count == 0 && !land_one()) return nullptr;
+      end_hold();
+      continue;
+    }
+    if (count == 0) {
+      if (!land_one()) return nullptr;
+      continue;
+    }
+    if (!s.holding && s.left == 0) begin_hold();
+    const uint32_t pick = m.ready_head + uint32_t((next_random() >> 11) % count);
+    std::swap(m.ready[pick & m.ready_mask], m.ready[m.ready_head & m.ready_mask]);
+    Fiber* fiber = m.ready[m.ready_head++ & m.ready_mask];
+    if (s.applies_to(fiber)) {
+      s.held.push_back(fiber);
+      continue;
+    }
+    if (s.left != ~uint64_t(0)) --s.left;
+    return fiber;
+  }
+}
+
 Fiber* take_ready() {
   Machine& m = machine;
+  if (m.options.order == Order::Starve) return take_unless_held();
   while (m.ready_head == m.ready_tail)
     if (!land_one()) return nullptr;  // copies land when nothing else can happen
   switch (m.options.order) {
@@ -63,8 +121,9 @@ Fiber* take_ready() {
 
 void thread_exits() {
   Fiber* me = self;
-  for (const CopyOperation& copy : me->copies) finish_copy(copy);
-  me->copies.clear();
+  if (!me->copies.empty())
+    fail("the thread exits with " + std::to_string(me->copies.size()) + " cp.async in flight, the first of " +
+         to_string(me->copies[0].site) + ": the block's shared memory is not its own any more when they land");
   if (!me->wgmmas.empty()) fail("the thread exits with wgmma operations in flight");
   if (!me->bulk_stores.empty()) bulk_commit(), bulk_wait(0);
   const Warp& warp = *me->warp;
@@ -179,6 +238,8 @@ void run_domain(uint64_t domain, unsigned blocks) {
   m.idle_yields = 0;
   m.in_flight.clear(), m.mbarrier_waiters.clear(), m.mbarrier_clocks.clear();
   m.cluster_barrier = Barrier{};
+  m.starvation = Starvation{};
+  m.starvation.left = next_random() % (uint64_t(1) << next_random() % 12);
   m.blocks.assign(blocks, Block{});
   m.warps.resize(size_t(blocks) * warps);
   grow_pool(m.fibers, m.options.stack_bytes);
@@ -285,10 +346,17 @@ void fail(const std::string& message) {
   std::abort();
 }
 
+void spin(const char* instruction, const Site& site) {
+  self->waits_in = instruction;
+  self->waits_at = site;
+  yield();
+}
+
 void yield() {
   Machine& m = machine;
   if (++m.idle_yields > 2000ull * (m.fibers - m.exited) && !land_one())
-    fail("livelock: every thread that can run is spinning (waiting for another block needs a cooperative or a cluster launch)");
+    fail("livelock: every thread that can run is spinning (waiting for another block needs a cooperative or a cluster launch)\n" +
+         waiting_threads());
   if (m.options.order == Order::Lifo)
     m.ready[--m.ready_head & m.ready_mask] = self;  // behind everybody else
   else

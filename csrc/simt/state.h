@@ -147,6 +147,14 @@ struct MbarrierWaiter {
 constexpr size_t kCanaryBytes = 1024, kStaticBytes = 48 << 10, kGuardPage = 4096;
 constexpr uint32_t kSharedWindow = 0x400;  // the first KiB of a block's shared memory belongs to the system
 
+struct Starvation {              // Order::Starve: who is held back, and for how many picks more
+  const void* victim = nullptr;  // a Fiber, Warp or Block
+  bool holding = false;
+  uint64_t left = 0;
+  std::vector<Fiber*> held;  // ready, out of the ring
+  bool applies_to(const Fiber* f) const { return holding && (victim == f || victim == f->warp || victim == f->block); }
+};
+
 struct Machine {
   // the launch
   Options options;
@@ -180,6 +188,7 @@ struct Machine {
   uint32_t ready_head = 0, ready_tail = 0, ready_mask = 0;
   uint64_t random = 1;
   uint64_t idle_yields = 0;
+  Starvation starvation;
   // shared memory of the domain's blocks
   char* slab = nullptr;
   size_t slab_capacity = 0, slab_used = 0, slab_stride = 0;
@@ -193,6 +202,7 @@ extern Fiber* self;  // the running fiber; null while the scheduler or the host 
 void make_ready(Fiber* fiber);
 void block_on(const char* what, int64_t detail, const Site& site);
 void switch_out(bool dies = false);
+void spin(const char* instruction, const Site& site);  // lets the others go first
 uint64_t next_random();
 bool lands_now();  // by Options::landing
 // report.cpp
@@ -201,6 +211,7 @@ std::string to_string(uint3 v);
 std::string hexadecimal(unsigned v);
 std::string describe(const Fiber* fiber);
 std::string deadlock_report();
+std::string waiting_threads();  // a line for every block and place that threads wait or spin at
 std::string schedule_description();
 // warp_collectives.cpp
 using CollectiveBody = void (*)(void* const* lanes, unsigned mask, const Collective& collective, Warp* warp);

@@ -1,13 +1,25 @@
 // choice.cpp - the table of choice.h.
 //
 // resident holds R of a head in one block: in registers with 16-bit elements, in shared memory with float32 (backward needs most:
-// R 4 DH^2, dg 64 DH, slots 56 DH floats). cluster needs sm_90 and its shared memory; grid is the rest.
+// R 4 DH^2, dg 64 DH, slots 56 DH floats). cluster needs sm_90, its shared memory and a device that holds clusters of the size
+// (not every one with sm_90 or above does: fewer processors side by side, a slice of a GPU); grid is the rest.
 #include "slstm/choice.h"
 
 #include <algorithm>
 #include <stdexcept>
 
 namespace xlstm::slstm {
+namespace {
+
+bool clusters_fit(int64_t DH, ElementType element, const DeviceLimits& limits) {  // of both passes: one choice serves both
+  KernelForward forward{};
+  KernelBackward backward{};
+  forward.shape.DH = backward.shape.DH = DH;
+  forward.element = backward.element = element;
+  return cluster_fits(forward, limits) && cluster_fits(backward, limits);
+}
+
+}  // namespace
 
 const std::vector<Choice>& choices() {
   static const std::vector<Choice> table = {
@@ -26,7 +38,7 @@ KernelKind choose(int64_t DH, ElementType element, const DeviceLimits& limits) {
     if (choice.float32 != float32 || limits.architecture < choice.architecture ||
         limits.shared_per_block < choice.shared_per_block)
       continue;
-    if (DH <= choice.max_DH) return choice.kind;
+    if (DH <= choice.max_DH && (choice.kind != KernelKind::Cluster || clusters_fit(DH, element, limits))) return choice.kind;
     largest = std::max(largest, choice.max_DH);
   }
   throw std::invalid_argument("slstm: DH: got " + std::to_string(DH) + ", expected 1 to " + std::to_string(largest) + " in " +

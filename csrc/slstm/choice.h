@@ -17,7 +17,7 @@ struct Choice {
 };
 const std::vector<Choice>& choices();
 
-// std::invalid_argument for a head dim that no kernel holds here.
+// On the current device, whose limits these are. std::invalid_argument for a head dim that no kernel holds there.
 KernelKind choose(int64_t DH, ElementType element, const DeviceLimits& limits);
 
 const char* kind_name(KernelKind kind);

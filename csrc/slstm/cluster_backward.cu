@@ -27,29 +27,42 @@ __global__ void __launch_bounds__(Product::THREADS, 1)
 #endif
 }
 
-template <class Element>
-void launch(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
+template <class Element, class Visit>
+bool with_product(const Shape& shape, const DeviceLimits& limits, Visit&& visit) {
+  const auto kernel_of = [](auto* product) { return cluster_backward_kernel<std::remove_pointer_t<decltype(product)>>; };
+  return has_clusters(limits) &&
+         with_cluster_product<ClusterBackwardExchange, Small<Element>, Large<Element>>(shape, limits, kernel_of, visit);
+}
+
+template <class Visit>
+bool with_product(const KernelBackward& p, const DeviceLimits& limits, Visit&& visit) {
   constexpr const char* name = "slstm_cluster_backward";
-  with_cluster_product<ClusterBackwardExchange, Small<Element>, Large<Element>>(
-      p.shape, limits, name, [&](auto* product, int shared_bytes) {
-        using Product = std::remove_pointer_t<decltype(product)>;
-        launch_cluster<Product>(name, cluster_backward_kernel<Product>, p, shared_bytes, stream);
-      });
+  if (p.shape.DH % 8 || p.shape.DH < 8)
+    throw std::invalid_argument(std::string(name) + ": DH " + std::to_string(p.shape.DH) + " is not a positive multiple of 8");
+  switch (p.element) {
+    case ElementType::BFloat16:
+      return with_product<__nv_bfloat16>(p.shape, limits, visit);
+    case ElementType::Float16:
+      return with_product<__half>(p.shape, limits, visit);
+    default:
+      throw std::invalid_argument(std::string(name) + ": got float32, expected bfloat16 or float16; the grid kernel has float32");
+  }
 }
 
 }  // namespace
 
+bool cluster_fits(const KernelBackward& p, const DeviceLimits& limits) {
+  return with_product(p, limits, [](auto*, int) {});
+}
+
 void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
   if (p.shape.B == 0 || p.shape.NH == 0) return;
-  switch (p.element) {
-    case ElementType::BFloat16:
-      return launch<__nv_bfloat16>(p, limits, stream);
-    case ElementType::Float16:
-      return launch<__half>(p, limits, stream);
-    case ElementType::Float32:
-      throw std::invalid_argument(
-          "slstm_cluster_backward: got float32, expected bfloat16 or float16; the grid kernel has float32");
-  }
+  constexpr const char* name = "slstm_cluster_backward";
+  const bool launched = with_product(p, limits, [&](auto* product, int shared_bytes) {
+    using Product = std::remove_pointer_t<decltype(product)>;
+    launch_cluster<Product>(name, cluster_backward_kernel<Product>, p, shared_bytes, stream);
+  });
+  if (!launched) refuse_cluster(name, p.shape, limits, Large<__half>::UNITS * kMostClusterBlocks);
 }
 
 }  // namespace xlstm::slstm

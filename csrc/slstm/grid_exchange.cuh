@@ -26,6 +26,7 @@
 #pragma once
 #include "device/memory_order.cuh"
 #include "device/vector.cuh"
+#include "device/wait.cuh"
 #include "slstm/kernels.h"
 #include "slstm/split_geometry.cuh"
 
@@ -55,8 +56,7 @@ struct GridForwardExchange {
     int owner = place.rank;
     if (lane < Product::STEPS * OWNERS) owner = first < DH ? (first + lane % OWNERS * UNITS) / UNITS : place.blocks;
     if (lane <= Product::STEPS * OWNERS && owner < place.blocks)
-      while (!reached(counters + owner * kCounterPitch, uint32_t(e) * CELL_WARPS)) {
-      }
+      device::wait_until([&] { return reached(counters + owner * kCounterPitch, uint32_t(e) * CELL_WARPS); });
     __syncwarp();
     const auto* h = static_cast<const Element*>(p.h) + row_at + (e - 1) * p.shape.NH * p.shape.DH;
 #pragma unroll
@@ -92,9 +92,7 @@ struct GridBackwardExchange {
     return parts + ((int64_t(e % 2) * place.blocks + owner) * place.blocks + sender) * kPartFloats;
   }
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
-    if (device::lane_id() == 0)
-      while (!reached(counter(place.rank, e), complete(e))) {
-      }
+    if (device::lane_id() == 0) device::wait_until([&] { return reached(counter(place.rank, e), complete(e)); });
     __syncwarp();
     const float* from = part(e, place.rank, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
     float2 sum{0.0f, 0.0f};

@@ -64,6 +64,8 @@ void cluster_forward(const KernelForward&, const DeviceLimits&, void* stream);
 void cluster_backward(const KernelBackward&, const DeviceLimits&, void* stream);
 void grid_forward(const KernelForward&, const DeviceLimits&, void* stream);
 void grid_backward(const KernelBackward&, const DeviceLimits&, void* stream);
+bool cluster_fits(const KernelForward&, const DeviceLimits&);  // asks the current device; looks at shape.DH and element only
+bool cluster_fits(const KernelBackward&, const DeviceLimits&);
 int64_t grid_workspace_bytes(const KernelForward&, const DeviceLimits&);
 int64_t grid_workspace_bytes(const KernelBackward&, const DeviceLimits&);
 

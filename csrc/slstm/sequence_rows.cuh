@@ -12,11 +12,12 @@ struct SequenceRow {
   int length;            // 0 for a row that does not exist
 };
 
+// Borders outside 0 .. S, or in falling order, count as the nearest that are not, as in the mLSTM: nothing outside is touched.
 XLSTM_DEVICE SequenceRow sequence_row(const Shape& shape, int64_t row) {
   if (row >= shape.B) return {0, 0, 0};
   if (!shape.cu_seqlens) return {row, 0, int(shape.S)};
-  const int first = shape.cu_seqlens[row];
-  return {0, first, shape.cu_seqlens[row + 1] - first};
+  const int first = min(max(shape.cu_seqlens[row], 0), int(shape.S));
+  return {0, first, min(max(shape.cu_seqlens[row + 1], first), int(shape.S)) - first};
 }
 
 // The longest of `count` rows from `row` on, the same in every thread.

@@ -11,6 +11,7 @@
 #include "device/memory_order.cuh"
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
+#include "device/wait.cuh"
 #include "device/wgmma.cuh"
 #include "simt/selftest/primitives.h"
 
@@ -59,9 +60,49 @@ __global__ void misaligned_row(const uint32_t*, uint32_t* out, int) {
   device::ldmatrix_x4(r, rows + threadIdx.x * 12);
   out[threadIdx.x] = r[0];
 }
+__global__ void misaligned_load(const uint32_t* in, uint32_t* out, int n) {  // n words past a multiple of 16 bytes
+  out[threadIdx.x] = device::load_word<uint4>(in + 4 * threadIdx.x + n).x;
+}
+__global__ void misaligned_load_of_two(const uint32_t* in, uint32_t* out, int n) {
+  out[threadIdx.x] = device::load_word<uint2>(in + 2 * threadIdx.x + n).x;
+}
+__global__ void misaligned_relaxed_load(const uint32_t* in, uint32_t* out, int n) {
+  out[threadIdx.x] = device::load_relaxed_vector<uint4>(in + 4 * threadIdx.x + n).x;
+}
+__global__ void misaligned_store(const uint32_t* in, uint32_t* out, int n) {
+  device::store_word(out + 4 * threadIdx.x + n, uint4{in[0], in[1], in[2], in[3]});
+}
+__global__ void misaligned_copy(const uint32_t* in, uint32_t*, int n) {
+  device::cp_async<16>(device::dynamic_shared<uint4>() + threadIdx.x, in + 4 * threadIdx.x + n);
+  device::cp_async_commit();
+  device::cp_async_wait<0>();
+}
+__global__ void misaligned_copy_target(const uint32_t* in, uint32_t*, int n) {
+  device::cp_async<16>(device::dynamic_shared<uint32_t>() + 4 * threadIdx.x + n, in + 4 * threadIdx.x);
+}
+__global__ void misaligned_bulk_load(const uint32_t* in, uint32_t*, int n) {
+  XLSTM_SHARED(barrier, uint64_t[1]);
+  if (threadIdx.x == 0) device::mbarrier_init(barrier, 1);
+  if (threadIdx.x == 0) device::bulk_load(device::dynamic_shared<uint4>(), in + n, 64, barrier);
+}
+__global__ void misaligned_bulk_target(const uint32_t* in, uint32_t*, int n) {
+  XLSTM_SHARED(barrier, uint64_t[1]);
+  if (threadIdx.x == 0) device::mbarrier_init(barrier, 1);
+  if (threadIdx.x == 0) device::bulk_load(device::dynamic_shared<uint32_t>() + n, in, 64, barrier);
+}
+__global__ void misaligned_plain_access(const uint32_t* in, uint32_t* out,
+                                        int n) {  // no function of csrc/device: traced module only
+  out[threadIdx.x] = reinterpret_cast<const uint4*>(in + 4 * threadIdx.x + n)->w;
+}
+__global__ void exits_before_copy_lands(const uint32_t* in, uint32_t*, int) {
+  device::cp_async<16>(device::dynamic_shared<uint4>() + threadIdx.x, in + 4 * threadIdx.x);
+  device::cp_async_commit();
+}
 __global__ void copy_past_shared(const uint32_t* in, uint32_t*, int) {
   auto* slots = device::dynamic_shared<uint4>();
   device::cp_async<16>(slots + threadIdx.x + 1, in);
+  device::cp_async_commit();
+  device::cp_async_wait<0>();
 }
 __global__ void store_past_shared(const uint32_t*, uint32_t*, int n) { device::dynamic_shared<uint32_t>()[threadIdx.x + n] = 1; }
 __global__ void spin_on_later_block(const uint32_t*, uint32_t* out, int) {
@@ -69,6 +110,9 @@ __global__ void spin_on_later_block(const uint32_t*, uint32_t* out, int) {
     while (device::load_acquire(out) == 0) __nanosleep(1);
   else
     device::store_release(out, 1);
+}
+__global__ void spin_in_vain(const uint32_t*, uint32_t* out, int) {  // the bound of device::wait_until
+  device::wait_until([&] { return device::load_acquire(out) == 1; });
 }
 __global__ void too_many_arrivals(const uint32_t*, uint32_t*, int) {
   XLSTM_SHARED(barrier, uint64_t[1]);
@@ -106,6 +150,7 @@ __global__ void copy_without_wait(const uint32_t* in, uint32_t* out, int) {
   device::cp_async_commit();
   __syncthreads();
   out[threadIdx.x] = slots[threadIdx.x].x;
+  device::cp_async_wait<0>();
 }
 __global__ void copy_without_commit(const uint32_t* in, uint32_t* out, int) {
   auto* slots = device::dynamic_shared<uint4>();
@@ -113,6 +158,8 @@ __global__ void copy_without_commit(const uint32_t* in, uint32_t* out, int) {
   device::cp_async_wait<0>();
   __syncthreads();
   out[threadIdx.x] = slots[threadIdx.x].x;
+  device::cp_async_commit();
+  device::cp_async_wait<0>();
 }
 __global__ void uninitialised_shared(const uint32_t*, uint32_t* out, int) {
   auto* words = device::dynamic_shared<uint32_t>();
@@ -195,6 +242,35 @@ __global__ void wait_at_block_scope(const uint32_t* in, uint32_t* out, int) {  /
   }
   device::cluster_sync();
 }
+// Three blocks hand each other words in two buffers. Warp o sends to block o, and each block adds up what it got, for `exchanges`
+// rounds. With one counter for both buffers a block that is two rounds ahead at one receiver counts for one that is late.
+template <int COUNTERS>
+XLSTM_DEVICE void exchange_words(uint32_t* out) {
+  constexpr int kBlocks = 3, kExchanges = 8;
+  const int rank = int(blockIdx.x), to = int(threadIdx.x) / 32;
+  uint32_t* counters = out;   // [owner][2]
+  uint32_t* words = out + 8;  // [2][owner][sender]
+  XLSTM_SHARED(sum, uint32_t[1]);
+  uint32_t value = uint32_t(rank) + 1;
+  for (int e = 1; e <= kExchanges; ++e) {
+    if (threadIdx.x % 32 == 0) {
+      words[(e % 2 * kBlocks + to) * kBlocks + rank] = value;
+      device::add_release(&counters[2 * to + e % COUNTERS], 1);
+    }
+    if (threadIdx.x == 0) {
+      const uint32_t complete = uint32_t(COUNTERS == 2 ? (e + 1) / 2 : e) * kBlocks;
+      device::wait_until([&] { return int32_t(device::load_acquire(&counters[2 * rank + e % COUNTERS]) - complete) >= 0; });
+      sum[0] = 0;
+      for (int sender = 0; sender < kBlocks; ++sender)
+        sum[0] = sum[0] * 5 + device::load_relaxed(&words[(e % 2 * kBlocks + rank) * kBlocks + sender]);
+    }
+    __syncthreads();
+    value = sum[0];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) out[32 + rank] = value;
+}
+__global__ void one_counter_for_two_buffers(const uint32_t*, uint32_t* out, int) { exchange_words<1>(out); }
 __global__ void missing_proxy_fence(const uint32_t* in, uint32_t* out, int) {
   auto* b = device::dynamic_shared<__nv_bfloat16>();
   for (int x = int(threadIdx.x); x < 512; x += 128)
@@ -210,6 +286,7 @@ __global__ void missing_proxy_fence(const uint32_t* in, uint32_t* out, int) {
 }
 
 // ---- not bugs: patterns that the race detector must not report
+__global__ void clean_exchange(const uint32_t*, uint32_t* out, int) { exchange_words<2>(out); }
 __global__ void clean_flags(const uint32_t* in, uint32_t* out, int) {  // a block publishes its slice, the next one reads it
   if (blockIdx.x == 0) {
     out[1 + threadIdx.x] = in[threadIdx.x];
@@ -268,9 +345,20 @@ const Register planted_bugs{
     {"divergent_warp", divergent_warp, 1, 32, 1, 0, false},
     {"block_sum_in_branch", block_sum_in_branch, 1, 128, 1, 0, false},
     {"misaligned_row", misaligned_row, 1, 32, 1, 2048, false},
+    {"misaligned_load", misaligned_load, 1, 32, 1, 0, false},
+    {"misaligned_load_of_two", misaligned_load_of_two, 1, 32, 1, 0, false},
+    {"misaligned_relaxed_load", misaligned_relaxed_load, 1, 32, 1, 0, false},
+    {"misaligned_store", misaligned_store, 1, 32, 1, 0, false},
+    {"misaligned_copy", misaligned_copy, 1, 32, 1, 1024, false},
+    {"misaligned_copy_target", misaligned_copy_target, 1, 32, 1, 1024, false},
+    {"misaligned_bulk_load", misaligned_bulk_load, 1, 32, 1, 1024, false},
+    {"misaligned_bulk_target", misaligned_bulk_target, 1, 32, 1, 1024, false},
+    {"misaligned_plain_access", misaligned_plain_access, 1, 32, 1, 0, false},
+    {"exits_before_copy_lands", exits_before_copy_lands, 1, 32, 1, 1024, false},
     {"copy_past_shared", copy_past_shared, 1, 128, 1, 2048, false},
     {"store_past_shared", store_past_shared, 1, 128, 1, 2048, false},
     {"spin_on_later_block", spin_on_later_block, 2, 1, 1, 0, false},
+    {"spin_in_vain", spin_in_vain, 2, 32, 1, 0, true},
     {"too_many_arrivals", too_many_arrivals, 1, 128, 1, 0, false},
     {"barrier_never_initialised", barrier_never_initialised, 1, 32, 1, 0, false},
     {"bytes_never_arrive", bytes_never_arrive, 1, 32, 1, 0, false},
@@ -293,7 +381,9 @@ const Register planted_bugs{
     {"release_before_barrier", release_before_barrier, 2, 128, 1, 0, true},
     {"arrive_for_the_warp", arrive_for_the_warp, 1, 64, 1, 0, false},
     {"wait_at_block_scope", wait_at_block_scope, 2, 64, 2, 0, false},
+    {"one_counter_for_two_buffers", one_counter_for_two_buffers, 3, 96, 1, 0, true},
     {"missing_proxy_fence", missing_proxy_fence, 1, 128, 1, 1024, false},
+    {"clean_exchange", clean_exchange, 3, 96, 1, 0, true},
     {"clean_flags", clean_flags, 2, 128, 1, 0, true},
     {"clean_warp_arrive", clean_warp_arrive, 1, 64, 1, 0, false},
     {"strided_shared", strided_shared, 1, 32, 1, 32 * 33 * 4, false},

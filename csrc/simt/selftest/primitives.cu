@@ -11,6 +11,7 @@
 #include "device/reduce.cuh"
 #include "device/two_float.cuh"
 #include "device/vector.cuh"
+#include "device/wait.cuh"
 #include "simt/selftest/primitives.h"
 
 namespace xlstm::selftest {
@@ -97,11 +98,11 @@ __global__ void flags(const uint32_t* in, uint32_t* out, int) {
   uint32_t* counter = out + 2 * gridDim.x;
   const unsigned b = blockIdx.x;
   if (threadIdx.x == 0) {
-    while (b > 0 && device::load_acquire(&flag[b - 1]) != 1) __nanosleep(20);
+    device::wait_until([&] { return b == 0 || device::load_acquire(&flag[b - 1]) == 1; });
     out[b] = (b > 0 ? out[b - 1] : 0) + in[b];
     device::store_release(&flag[b], 1);
     device::add_release(counter, 1);
-    while (device::load_acquire(counter) != gridDim.x) __nanosleep(20);
+    device::wait_until([&] { return device::load_acquire(counter) == gridDim.x; });
     device::store_relaxed(&out[2 * gridDim.x + 1 + b], out[gridDim.x - 1] + device::load_relaxed(&in[b]));
   }
 }
