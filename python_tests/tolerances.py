@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -31,6 +33,36 @@ def rms_ratio(got: Tensor, true: Tensor, scale: Tensor | None = None) -> float:
     assert got.isfinite().all(), "not finite"
     error, size = (got - true).norm(), (true if scale is None else scale.detach().double()).norm()
     return float(error / size) if size > 0 else float(error)
+
+
+def mlstm_conditioning(tensors: Sequence[Tensor], scale: float, result: Tensor) -> float:
+    """How much larger than its own rounding the error of ``result`` (B, S, NH, D) may be for what cancels in d = q.n.
+
+    Of one step: the root of the sum of the squares of |q_t| . |k_j| W_tj, whose roundings are independent, over |d_t|; 0 where
+    the floor of the normaliser is active, which does not cancel. Over the steps: root mean square with the sizes of ``result``,
+    because the steps with the smallest |d| are the largest. From (q, k, v, i, f) or with C0, n0, m0.
+    """
+    q, k, _, i, f = (x.detach().double().transpose(1, 2) for x in tensors[:5])
+    S = q.shape[2]
+    log_f = logsigmoid(f)
+    later = torch.ones(S, S, dtype=torch.bool).tril(-1)
+    decay = torch.where(later, log_f.unsqueeze(-1).expand(*log_f.shape, S), 0.0).cumsum(-2)
+    exponent = torch.where(torch.ones(S, S, dtype=torch.bool).tril(), decay + i.unsqueeze(-2), -torch.inf)
+    before = log_f.cumsum(-1)
+    if len(tensors) > 5:
+        before = before + tensors[7].detach().double().unsqueeze(-1)
+    m = torch.maximum(exponent.amax(-1), before)
+    m = torch.where(m == -torch.inf, 0.0, m)
+    weights = torch.exp(exponent - m.unsqueeze(-1))
+    dot = scale * (q @ k.transpose(-1, -2) * weights).sum(-1)
+    squares = (scale * (q.abs() @ k.abs().transpose(-1, -2)) * weights).square().sum(-1)
+    if len(tensors) > 5:
+        n0, g = tensors[6].detach().double().unsqueeze(2), scale * torch.exp(before - m)
+        dot = dot + g * (q * n0).sum(-1)
+        squares = squares + (g * (q.abs() * n0.abs()).sum(-1)).square()
+    of_step = torch.where(dot.abs() > (-m).exp(), squares.sqrt() / dot.abs(), 0.0).transpose(1, 2)
+    size = result.detach().double().norm(dim=-1)
+    return float((of_step * size).norm() / size.norm()) if size.any() else 0.0
 
 
 def mlstm_forward_bound(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
