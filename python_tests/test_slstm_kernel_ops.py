@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import pytest
 import tolerances
 import torch
@@ -117,6 +120,32 @@ def test_autocast_takes_float32_weights(backend):
     assert h.dtype == torch.bfloat16
     for leaf, gradient in zip(leaves, torch.autograd.grad(h.sum(), leaves)):
         assert gradient.dtype == leaf.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cell", ["slstm", "slstm grid", "mlstm"])
+def test_borders_outside_the_steps_count_as_the_nearest(cell, backend, monkeypatch):
+    """Their values are checked on CPU tensors only; on a GPU nothing outside the operands may be touched."""
+    monkeypatch.setattr(functional.checks, "cu_seqlens", lambda value, *_: value.shape[0] - 1)
+    S, device = 9, device_of(backend)
+    generator = torch.Generator().manual_seed(0)
+
+    def operands(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+        return [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+
+    if cell == "mlstm":
+        tensors = operands((1, S, 2, 16), (1, S, 2, 16), (1, S, 2, 16), (1, S, 2), (1, S, 2))
+        call = functools.partial(functional.mlstm, *tensors)
+    else:
+        tensors = operands((1, S, 4, 2, 16), (4, 2, 16, 16))
+        call = functools.partial(functional.slstm, *tensors)
+
+    def results(borders: list[int]) -> tuple[torch.Tensor, ...]:
+        h, last = call(return_state=True, cu_seqlens=torch.tensor(borders, dtype=torch.int32, device=device), backend=backend)
+        return h, *last, *torch.autograd.grad((h.sum() + last[1].sum()), tensors)
+
+    with slstm_kernels.forced_kernel("grid") if "grid" in cell else contextlib.nullcontext():
+        for one, other in zip(results([-3, 4, 4, S + 5]), results([0, 4, 4, S]), strict=True):
+            assert torch.equal(one, other)
 
 
 # ---- which kernel serves

@@ -201,7 +201,7 @@ class _Call:
             before = torch.cat((start.unsqueeze(1), h[:, :-1]), 1)[:, : self.S]
         else:  # rows without steps write to one step past the end
             before = torch.cat((h.new_zeros((1, 1, *h.shape[2:])), h), 1)
-            borders = self.cu_seqlens.long()
+            borders = self.cu_seqlens.long().clamp(0, self.S)  # as the kernels read them
             at = torch.where(borders[1:] > borders[:-1], borders[:-1], self.S)
             before = before[0].index_put((at,), start)[: self.S].unsqueeze(0)
         return before if self.reset is None else before.masked_fill(self.reset[..., None, None], 0)
