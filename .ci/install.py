@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("purpose", choices=EXTRAS)
     purpose = parser.parse_args().purpose
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  run by whatever python3 there is
         version = ".".join(map(str, sys.version_info[:2]))
         raise SystemExit(
             f"xlstm_cuda needs Python 3.10 or newer, got {version} ({sys.executable}): make {purpose} PYTHON=python3.12"
