@@ -95,7 +95,13 @@ def archive_errors(wheel: Path, root: Path = ROOT) -> list[str]:
         (info,) = {name.split("/")[0] for name in names - package}
         errors += _record_errors(archive, names, f"{info}/RECORD")
         metadata = archive.read(f"{info}/METADATA").decode()
-        for wanted in ("Name: xlstm_cuda", "Requires-Dist: torch>=", "Requires-Dist: numpy>=", "Requires-Python: >=3.10"):
+        for wanted in (
+            "Name: xlstm_cuda",
+            "Requires-Dist: torch>=",
+            "Requires-Dist: numpy>=",
+            "Requires-Python: >=3.10",
+            "License-Expression: Apache-2.0",
+        ):
             if f"\n{wanted}" not in metadata:
                 errors.append(f"METADATA: got no {wanted!r}")
         for licence in (path.name for pattern in ("LICEN[CS]E*", "NOTICE*") for path in root.glob(pattern)):
