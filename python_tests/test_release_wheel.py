@@ -96,7 +96,7 @@ def test_the_driver_that_a_wheel_needs_is_said(version, driver):
 
 def test_a_wheel_without_nvcc_is_an_error_in_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDACXX", "/nonexistent/nvcc")
-    with pytest.raises(SystemExit, match="^make wheel: no working nvcc was found: /nonexistent/nvcc"):
+    with pytest.raises(SystemExit, match=r"^make wheel: no working nvcc was found: /nonexistent/nvcc"):
         release_wheel.build(tmp_path)
 
 
