@@ -1,9 +1,9 @@
 # The project's commands. Each runs on a machine without a GPU unless its line says otherwise.
-# The environment is the active one (virtual or conda), else .venv, which demo, test and test-deep make. Its programs come first.
+# The environment is the active one (virtual or conda), else .venv, which demo, test and test-deep make (.ci/install.py). Its
+# programs come first.
 # Variables: PYTHON=python3.12 makes .venv with that Python; JOBS=8 tests in 8 processes; ARGS are more options of the command;
 #            INSTALL=no runs what is installed now.
-ENVIRONMENT := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
-export PATH := $(ENVIRONMENT)/bin:$(PATH)
+export PATH := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin:)$(if $(CONDA_PREFIX),$(CONDA_PREFIX)/bin:)$(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 JOBS ?= 2
 INSTALL ?= $(PYTHON) .ci/install.py
