@@ -1,14 +1,15 @@
-"""An outside attack on functional.mlstm, mlstm_step, slstm and slstm_step: random cases against truths that share no code with the package.
+"""An outside attack on functional.mlstm, mlstm_step, slstm and slstm_step, with truths that share no code with the package.
 
-    python python_tests/attack --cases 10000 --seed 1       the cross product of layouts, dtypes, states, borders, extreme gates
-    python python_tests/attack --seed 1 --only 4711         one case again, with every error
+    python python_tests/attack --cases 10000 --seed 1     layouts, dtypes, states, borders and extreme gates at random
+    python python_tests/attack --seed 1 --only 4711       one case again, with every error
 
-Truth: float64 (longdouble for float64 cases) in another form than any backend computes, `mlstm_truth.py` and `slstm_truth.py`, with
-gradients derived by hand. Allowance: the formulas of python_tests/tolerances.py. Every number of the mLSTM, results and gradients,
-has u b, b the sum of its terms' absolute values; conditioned cases keep the root-mean-square tolerances besides, as the sLSTM always does.
-Some cases also check two bitwise promises: a row alone equals its batch, a split at a border equals the whole.
+Truth: float64 (longdouble for float64 cases) in another form than any backend computes, `mlstm_truth.py` and `slstm_truth.py`,
+with gradients derived by hand. Allowance: the formulas of python_tests/tolerances.py. Every number of the mLSTM, results and
+gradients, may be off by u b, b the sum of its terms' absolute values; conditioned cases keep the root-mean-square tolerances
+besides, as the sLSTM always does. Some cases also check two bitwise promises: a row alone equals its batch, a split at a border
+equals the whole.
 
-Prints per group of op, dtype and backend: cases, failures, the largest error over its allowance, and what was left out with the reason.
+Prints per group of op, dtype and backend: cases, failures, the largest error over its allowance; and what was left out, and why.
 Defects that are known (KNOWN below) are counted apart, with their largest error, and do not fail the run; everything else does.
 """
 
@@ -67,13 +68,115 @@ KNOWN = (
 )
 
 
+class Outcome(NamedTuple):
+    """Of one case: failures by name, the largest error over its allowance and where, promises checked, what was left out."""
+
+    failures: dict[str, str]
+    worst: float
+    worst_name: str
+    promises: dict[str, bool]
+    left_out: list[str]
+
+    def known(self, case: cases.Case) -> str | None:
+        """The known defect that explains every failure, or None."""
+        for defect in KNOWN:
+            explained = not defect.names or self.failures.keys() <= set(defect.names)
+            if defect.applies(case) and explained and self.worst <= defect.at_most and "raised" not in self.failures:
+                return defect.why
+        return None
+
+
+def examine(case: cases.Case) -> Outcome:
+    """Runs the case; an exception is a failure too."""
+    try:
+        verdict = compare.judge(case)
+        checks_bits = case.index % BITS_EVERY == 0 and case.backend != "reference"
+        promises = compare.judge_bits(case) if checks_bits else {}
+    except Exception as error:
+        return Outcome({"raised": f"{type(error).__name__}: {error}"}, 0.0, "", {}, [])
+    failures = {name: f"{ratio:.3g}" for name, ratio in verdict.failures.items()}
+    failures |= {promise: "other bits" for promise, kept in promises.items() if not kept}
+    worst_name = max(verdict.ratios, key=lambda name: compare.number(verdict.ratios[name]), default="")
+    return Outcome(failures, verdict.worst, worst_name, promises, verdict.notes)
+
+
 class Group:
     """What happened to the cases of one op, dtype and backend."""
 
     def __init__(self) -> None:
         self.cases = self.failures = self.known = 0
-        self.worst, self.worst_name, self.worst_case = 0.0, "", -1
+        self.worst, self.where = 0.0, ""
         self.seconds = 0.0
+
+
+class Tally:
+    """What happened to all cases."""
+
+    def __init__(self) -> None:
+        self.groups: dict[tuple[str, str, str], Group] = defaultdict(Group)
+        self.bits: dict[tuple[str, str, str], Counter[bool]] = defaultdict(Counter)
+        self.left_out: Counter[str] = Counter()
+        self.regimes: Counter[str] = Counter()
+        self.known: Counter[str] = Counter()
+        self.known_worst: dict[str, float] = defaultdict(float)
+        self.started = time.monotonic()
+        self.failed = self.ran = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def add(self, case: cases.Case, outcome: Outcome, seconds: float) -> bool:
+        """Whether the case failed in a way that is not known."""
+        group = self.groups[case.group]
+        self.ran += 1
+        group.cases += 1
+        group.seconds += seconds
+        self.left_out.update(outcome.left_out)
+        for promise, kept in outcome.promises.items():
+            self.bits[(promise, case.op, case.backend)][kept] += 1
+        reason = outcome.known(case) if outcome.failures else None
+        if reason:
+            group.known += 1
+            self.known[reason] += 1
+            self.known_worst[reason] = max(self.known_worst[reason], outcome.worst)
+            return False
+        if outcome.worst > group.worst:
+            group.worst, group.where = outcome.worst, f"{outcome.worst_name}, case {case.index}"
+        if outcome.failures:
+            group.failures += 1
+            self.failed += 1
+            self.regimes[case.regime] += 1
+        return bool(outcome.failures)
+
+    def report(self) -> None:
+        print(f"\n{'op':11} {'dtype':9} {'backend':10} {'cases':>6} {'failures':>8} {'known':>6}  largest error / allowance")
+        for key, g in sorted(self.groups.items()):
+            counts = f"{g.cases:6} {g.failures:8} {g.known:6}"
+            each = f"{g.seconds / g.cases * 1e3:.0f} ms each"
+            print(f"{key[0]:11} {key[1]:9} {key[2]:10} {counts}  {g.worst:<8.2g} {g.where:24} {each}")
+        for (promise, op, backend), kept in sorted(self.bits.items()):
+            print(f"bits: {promise:10} {op:11} {backend:10} {kept.total():6} {kept[False]:8}")
+        for note, count in sorted(self.left_out.items()):
+            print(f"left out: {note}: {count}")
+        for regime, count in sorted(self.regimes.items()):
+            print(f"failures with gates {regime}: {count}")
+        for reason, count in self.known.items():
+            print(f"known: {reason}: {count} cases, at worst {self.known_worst[reason]:.3g} of the allowance")
+
+
+def one(case: cases.Case) -> int:
+    """Every error of one case."""
+    print(case)
+    verdict = compare.judge(case)
+    for name, ratio in verdict.ratios.items():
+        print(f"  {name:12} {ratio:10.3g} of its allowance{'' if ratio <= 1 else '   FAILED'}")
+    promises = compare.judge_bits(case) if case.backend != "reference" else {}
+    for promise, kept in promises.items():
+        print(f"  {promise:12} {'the same bits' if kept else 'other bits   FAILED'}")
+    for note in verdict.notes:
+        print(f"  left out: {note}")
+    return 1 if verdict.failures or not all(promises.values()) else 0
 
 
 def main() -> int:
@@ -83,130 +186,37 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="the number of one case")
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--show", type=int, default=20, help="how many failing cases are printed")
-    parser.add_argument("--minutes", type=float, help="stop after so many; fails, because cases are missing")
+    parser.add_argument("--minutes", type=float, help="stop after so many; the run fails then, because cases are missing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialised memory with NaN
     np.seterr(all="ignore")
-    found = xlstm_cuda.backends()
-    backends = tuple(b for b in ("cpu", "simt", "reference") if found[b])
-    if "simt" not in backends:
-        print(f"simt is left out: {found['simt'].reason}", file=sys.stderr)
-        return 1
+    backends = ("cpu", "simt", "reference")
+    for backend, found in xlstm_cuda.backends().items():
+        if backend in backends and not found:
+            print(f"backend {backend} is needed: {found.reason}", file=sys.stderr)
+            return 1
     if arguments.only is not None:
-        return one(arguments.seed, arguments.only, backends)
+        return one(cases.draw(arguments.seed, arguments.only, backends))
 
-    started, groups, bits = time.monotonic(), defaultdict(Group), defaultdict(Counter)
-    left_out: Counter[str] = Counter()
-    known: Counter[str] = Counter()
-    known_worst: dict[str, float] = defaultdict(float)
-    regimes: Counter[str] = Counter()
-    failed, ran = 0, 0
+    tally = Tally()
     for index in range(arguments.first, arguments.first + arguments.cases):
-        if arguments.minutes and time.monotonic() - started > arguments.minutes * 60:
+        if arguments.minutes and tally.seconds > arguments.minutes * 60:
             break
-        ran += 1
         begun = time.monotonic()
         case = cases.draw(arguments.seed, index, backends)
-        failures: dict[str, object] = {}
-        group = groups[case.group]
-        try:
-            verdict, broken = examine(case)
-        except Exception as error:
-            verdict, broken = compare.Verdict(), []
-            failures = {"raised": f"{type(error).__name__}: {error}"}
-        failures |= {name: f"{ratio:.3g}" for name, ratio in verdict.failures.items()}
-        for promise, kept in broken:
-            bits[(promise, case.op, case.backend)][kept] += 1
-            if not kept:
-                failures[promise] = "other bits"
-        group.cases += 1
-        group.seconds += time.monotonic() - begun
-        left_out.update(verdict.notes)
-        reason = why_known(case, failures, verdict.worst) if failures else None
-        if verdict.worst > group.worst and not reason:
-            group.worst, group.worst_case = verdict.worst, index
-            group.worst_name = max(verdict.ratios, key=lambda name: _number(verdict.ratios[name]))
-        if reason:
-            group.known += 1
-            known[reason] += 1
-            known_worst[reason] = max(known_worst[reason], verdict.worst)
-        elif failures:
-            group.failures += 1
-            failed += 1
-            regimes[case.regime] += 1
-            if failed <= arguments.show:
-                print(
-                    f"FAILED  python python_tests/attack --seed {case.seed} --only {index}   {failures}\n        {case}",
-                    flush=True,
-                )
-        if ran % 1000 == 0:
-            print(f"{ran} cases, {failed} failed, {time.monotonic() - started:.0f} s", flush=True)
-
-    report(groups, bits, left_out, regimes)
-    for reason, count in known.items():
-        print(f"known: {reason}: {count} cases, at worst {known_worst[reason]:.3g} of the allowance")
-    missing = arguments.cases - ran
-    print(
-        f"{failed} failures and {sum(known.values())} known ones in {ran} cases, seed {arguments.seed}, {time.monotonic() - started:.0f} s",
-        flush=True,
-    )
-    if missing:
+        outcome = examine(case)
+        if tally.add(case, outcome, time.monotonic() - begun) and tally.failed <= arguments.show:
+            print(f"FAILED  python python_tests/attack --seed {case.seed} --only {index}   {outcome.failures}")
+            print(f"        {case}", flush=True)
+        if tally.ran % 1000 == 0:
+            print(f"{tally.ran} cases, {tally.failed} failed, {tally.seconds:.0f} s", flush=True)
+    tally.report()
+    failures = f"{tally.failed} failures and {tally.known.total()} known ones"
+    print(f"{failures} in {tally.ran} cases, seed {arguments.seed}, {tally.seconds:.0f} s")
+    if missing := arguments.cases - tally.ran:
         print(f"{missing} cases did not run in {arguments.minutes} minutes")
-    return 1 if failed or missing else 0
-
-
-def why_known(case: cases.Case, failures: dict[str, object], worst: float) -> str | None:
-    """The known defect that explains every failure of the case, or None."""
-    for defect in KNOWN:
-        explained = not defect.names or failures.keys() <= set(defect.names)
-        if defect.applies(case) and explained and worst <= defect.at_most and "raised" not in failures:
-            return defect.why
-    return None
-
-
-def _number(ratio: float) -> float:
-    return ratio if ratio == ratio else float("inf")
-
-
-def examine(case: cases.Case) -> tuple[compare.Verdict, list[tuple[str, bool]]]:
-    """The verdict on the numbers, and the bitwise promises that were checked and whether they were kept."""
-    verdict = compare.judge(case)
-    if case.index % BITS_EVERY or case.backend == "reference":
-        return verdict, []
-    return verdict, list(compare.judge_bits(case).items())
-
-
-def one(seed: int, index: int, backends: tuple[str, ...]) -> int:
-    case = cases.draw(seed, index, backends)
-    print(case)
-    verdict, broken = examine(case)
-    for name, ratio in verdict.ratios.items():
-        print(f"  {name:12} {ratio:10.3g} of its allowance{'' if ratio <= 1 else '   FAILED'}")
-    for promise, kept in broken:
-        print(f"  {promise:12} {'the same bits' if kept else 'other bits   FAILED'}")
-    for note in verdict.notes:
-        print(f"  left out: {note}")
-    return 1 if verdict.failures or not all(kept for _, kept in broken) else 0
-
-
-def report(groups: dict, bits: dict, left_out: Counter[str], regimes: Counter[str]) -> None:
-    print(
-        f"\n{'op':11} {'dtype':9} {'backend':10} {'cases':>6} {'failures':>8} {'known':>6}  {'largest error / allowance':26} {'ms each':>7}"
-    )
-    for key in sorted(groups):
-        g = groups[key]
-        worst = f"{g.worst:.2g} ({g.worst_name}, case {g.worst_case})" if g.worst_case >= 0 else "0"
-        print(
-            f"{key[0]:11} {key[1]:9} {key[2]:10} {g.cases:6} {g.failures:8} {g.known:6}  {worst:26} {g.seconds / g.cases * 1e3:7.1f}"
-        )
-    for (promise, op, backend), counts in sorted(bits.items()):
-        print(f"bits: {promise:10} {op:11} {backend:10} {counts.total():6} {counts[False]:8}")
-    for note, count in sorted(left_out.items()):
-        print(f"left out: {note}: {count}")
-    for regime, count in sorted(regimes.items()):
-        if count:
-            print(f"failures with gates {regime}: {count}")
+    return 1 if tally.failed or missing else 0
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def _draw_slstm(d: Draw, case: Case) -> None:
         about.append("resets")
     lead = (B,) if step else (B, S)
     i, f = _gates(d, case, (*lead, NH, DH), dtype)
-    z, o = (d.normal(*lead, NH, DH) * d.random.choice((1, 1, 30)) for _ in range(2))
+    z, o = (d.normal(*lead, NH, DH) * d.random.choice((1, 1, 30, 1e4)) for _ in range(2))
     x = torch.stack([i, f, z.to(dtype), o.to(dtype)], len(lead))
     weight_dtype = torch.float32 if dtype != torch.float64 and d.random.random() < 0.3 else dtype
     R = (d.normal(4, NH, DH, DH) / DH**0.5).to(weight_dtype)
@@ -249,6 +249,8 @@ def _draw_slstm(d: Draw, case: Case) -> None:
         case.operands["b"] = d.lay(d.normal(4, NH, DH).to(weight_dtype), about, "b")
     if step or d.random.random() < 0.5:
         n = d.normal(N, NH, DH).abs() + d.random.choice((1.0, 1.0, 1e-3))
+        if case.backend != "simt" or dtype == torch.float32:  # 16-bit kernels count on n of about 1 or more
+            n *= d.random.choice((1.0, 1.0, 1e-20))
         state = {"h": d.normal(N, NH, DH).tanh(), "c": d.normal(N, NH, DH).tanh() * n, "n": n, "m": d.normal(N, NH, DH)}
         state["m"] *= d.random.choice((1.0, 1.0, 30.0))
         if d.random.random() < 0.3:

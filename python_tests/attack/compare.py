@@ -29,11 +29,16 @@ class Verdict:
 
     @property
     def worst(self) -> float:
-        return max((r if r == r else float("inf") for r in self.ratios.values()), default=0.0)
+        return max(map(number, self.ratios.values()), default=0.0)
 
     @property
     def failures(self) -> dict[str, float]:
         return {name: r for name, r in self.ratios.items() if not r <= 1}
+
+
+def number(ratio: float) -> float:
+    """The ratio, infinite for a NaN."""
+    return ratio if ratio == ratio else float("inf")
 
 
 def judge(case: Case) -> Verdict:
@@ -117,7 +122,9 @@ def _judge_mlstm(case: Case, got: dict[str, Tensor]) -> Verdict:
         return Verdict(notes=["a denominator on the border of the normal numbers"])
     verdict = Verdict()
     largest = float(torch.finfo(torch.float16 if in_16_bits and case.dtype == "float16" else got["C"].dtype).max)
-    over = truth.largest > largest / 4
+    if truth.largest > largest / 4:
+        return Verdict(notes=["states beyond the dtype"])
+    over = truth.largest_backward > largest / 4
     for name, value in got.items():
         if name.startswith("d") and over:
             continue
@@ -196,6 +203,7 @@ def _mlstm_truth(case: Case, options: mlstm_truth.Options, real: Any) -> mlstm_t
         part = mlstm_truth.mlstm(*flat[:5], of_rows[:3], (flat[5], *of_rows[3:]), options)
         parts.append((part, flat[0].shape[0] // NH))
         whole.largest = max(whole.largest, part.largest)
+        whole.largest_backward = max(whole.largest_backward, part.largest_backward)
         whole.conditioned = max(whole.conditioned, part.conditioned)
         whole.undecided |= part.undecided
     along_steps = ("h", "dq", "dk", "dv", "di", "df")

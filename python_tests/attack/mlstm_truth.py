@@ -1,16 +1,16 @@
 """The mLSTM in its quadratic form, in numpy, with a backward derived by hand; it shares no line with `xlstm_cuda.reference`.
 
-One sequence and head at a time is a set of sources: every step j, and the state before the first step. The logarithm of what source j
+One sequence and head is a set of sources: every step j, and the state before the first step. The logarithm of what source j
 weighs at step t is A_tj = li_j + lf_{j+1} + ... + lf_t, a sum that is built up row by row, never a difference of two sums. With
 m_t = max_j A_tj (the state's is m0 + lf_1 + ... + lf_t):
 
     W_tj = exp(A_tj - m_t)    P_tj = s q_t.k_j W_tj    N_t = sum_j P_tj v_j    d_t = sum_j P_tj    h_t = r_t N_t
 
-and every gradient of L = <h, Gh> + <C_last, GC> + <n_last, Gn> follows from dL/dN_t = r_t Gh_t, dL/dd_t = -sign(d_t) r_t Gh_t.h_t
-where |d_t| is above its floor. Gates take theirs from dA_tj, the weight times its gradient: di_j sums a column, df_t the rectangle of
-rows from t on and columns before t. m is held constant: it is a gauge.
+and every gradient of L = <h, Gh> + <C_last, GC> + <n_last, Gn> follows from dL/dN_t = r_t Gh_t and, where |d_t| is above
+its floor, from dL/dd_t = -sign(d_t) r_t Gh_t.h_t. Gates take theirs from dA_tj, the weight times its gradient: di_j sums a
+column, df_t the rectangle of rows from t on and columns before t. m is held constant: it is a gauge.
 
-Beside every number comes its *terms*: the same sums with every term's absolute value, and with what the errors of d_t and r_t make
+Beside every number come its *terms*: the same sums with every term's absolute value, and with what the errors of d_t and r_t make
 of them. An implementation that makes a relative error u in every term and product is off by about u times that.
 """
 
@@ -43,7 +43,8 @@ class Options:
 class Truth:
     value: dict[str, Array] = field(default_factory=dict)
     terms: dict[str, Array] = field(default_factory=dict)
-    largest: float = 0.0  # product that an implementation has to hold
+    largest: float = 0.0  # number that an implementation has to hold
+    largest_backward: float = 0.0
     conditioned: float = 1.0  # largest relative error of a denominator in units of `unit`
     undecided: bool = False  # a denominator lies on the border of what counts as 0
 
@@ -77,7 +78,7 @@ def log_weights(li: Array, lf: Array, m0: Array, sigmoid_gate: bool) -> tuple[Ar
 
 
 def mlstm(q: Array, k: Array, v: Array, i: Array, f: Array, state: Any, G: Any, o: Options) -> Truth:
-    """q, k (R, S, D), v (R, S, E), i, f (R, S); state C, n, m of R rows; G the gradients of h, C, n. R rows are sequences and heads."""
+    """q, k (R, S, D), v (R, S, E), i, f (R, S); state C, n, m; G the gradients of h, C, n. A row is one sequence and head."""
     C0, n0, m0 = state
     Gh, GC, Gn = G
     truth, S = Truth(), q.shape[1]
@@ -176,6 +177,6 @@ def mlstm(q: Array, k: Array, v: Array, i: Array, f: Array, state: Any, G: Any, 
     border = (np.abs(value["C"] * GC)).sum((1, 2)) + np.abs(value["n"] * Gn).sum(1)
     each = (np.abs(q) * terms["dq"]).sum(-1) + (np.abs(k) * terms["dk"]).sum(-1)
     terms["df"] = (each[:, ::-1].cumsum(1)[:, ::-1] + border[:, None]) * through_f
-    products = (dQK, dN, P, dqC, dqC * np.abs(q).max(), value["C"], U[..., None] * qC)
-    truth.largest = float(max(np.abs(x).max() for x in products))
+    truth.largest = float(max(np.abs(x).max() for x in (P, U, U[..., None] * qC, value["C"])))
+    truth.largest_backward = float(max(np.abs(x).max() for x in (dQK, dN, dqC, dqC * np.abs(q).max())))
     return truth

@@ -2,10 +2,10 @@
 
 Instead of c, n and a stabiliser it carries the ratio y = c / n and l = log n in true units. One step is a weighted mean:
 
-    a = lf + l_     alpha = sigmoid(i~ - a)     y = (1 - alpha) y_ + alpha tanh(z~)     l = log(exp(a) + exp(i~))     h = sigmoid(o~) y
+    a = lf + l_   alpha = sigmoid(i~ - a)   y = (1 - alpha) y_ + alpha tanh(z~)   l = log(exp(a) + exp(i~))   h = sigmoid(o~) y
 
-A fresh unit has l = -inf, y = 0, so alpha = 1 with the first finite i~. c, n of the returned state are y exp(l - m), exp(l - m) with the m of
-S1. Backward, with dy and dl:
+A fresh unit has l = -inf, y = 0, so alpha = 1 with the first finite i~. c, n of the returned state are y exp(l - m), exp(l - m)
+with the m of S1. Backward, with dy and dl:
 
     dalpha = dy (z - y_)    di~ = dalpha alpha (1 - alpha) + dl alpha    da = -dalpha alpha (1 - alpha) + dl (1 - alpha) = dl_
     dz~ = dy alpha (1 - z^2)    do~ = dh y o (1 - o)    dy_ = dy (1 - alpha)    dh_ = R^T (di~, df~, dz~, do~)
@@ -22,10 +22,11 @@ from mlstm_truth import Array, log_sigmoid, sigmoid
 def slstm(
     x: Array, R: Array, b: Array, state: Any, reset: Array, G: Any, exponential_forget: bool
 ) -> tuple[dict[str, Array], dict[str, Array], float]:
-    """x (B, S, 4, NH, DH), R (4, NH, DH, DH), b (4, NH, DH); state h, c, n, m; reset (B, S); G the gradients of h, h_last, c_last, n_last.
+    """x (B, S, 4, NH, DH), R (4, NH, DH, DH), b (4, NH, DH); state h, c, n, m; reset (B, S); G the gradients
+    of h and of the last h, c, n.
 
-    Returns results and gradients by name; their *terms*, the absolute values of what the last sum of each is made of; and the largest
-    |gate| or |m| met, in units of which float32 rounds.
+    Returns results and gradients by name; their *terms*, the absolute values of what the last sum of each is made of; and the
+    largest |gate| or |m| met, in units of which float32 rounds.
     """
     h0, c0, n0, m0 = state
     Gh, Gh_last, Gc, Gn = G
