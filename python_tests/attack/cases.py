@@ -249,8 +249,9 @@ def _draw_slstm(d: Draw, case: Case) -> None:
         case.operands["b"] = d.lay(d.normal(4, NH, DH).to(weight_dtype), about, "b")
     if step or d.random.random() < 0.5:
         n = d.normal(N, NH, DH).abs() + d.random.choice((1.0, 1.0, 1e-3))
-        if case.backend != "simt" or dtype == torch.float32:  # 16-bit kernels count on n of about 1 or more
-            n *= d.random.choice((1.0, 1.0, 1e-20))
+        n *= d.random.choice((1.0, 1.0, 1e-20))
+        if case.backend == "simt" and dtype != torch.float32:
+            n = n.clamp(min=1.0)  # what 16-bit kernels count on
         state = {"h": d.normal(N, NH, DH).tanh(), "c": d.normal(N, NH, DH).tanh() * n, "n": n, "m": d.normal(N, NH, DH)}
         state["m"] *= d.random.choice((1.0, 1.0, 30.0))
         if d.random.random() < 0.3:

@@ -36,7 +36,7 @@ class Options:
     least: float  # absolute error of a weight: below it exp may give 0
     least_product: float  # absolute error of a product of a weight, which may be kept in 16 bits
     unit_h: float  # relative error of the h that the backward reads
-    unit_m: float  # relative error of m, by which the returned C and n are scaled
+    unit_m: float  # relative error of m, which scales the returned C, n and the floor of the denominator
 
 
 @dataclass
@@ -116,7 +116,8 @@ def mlstm(q: Array, k: Array, v: Array, i: Array, f: Array, state: Any, G: Any, 
         active = np.where(dead, 0, size > floor)
         spread = 4 * o.unit * d_terms * shrink
         unsure = ~dead & (np.abs(size - floor) <= spread + 4 * o.unit * floor)
-        rho = np.where(dead, 1, 1 + np.where((active > 0) | unsure, d_terms * r, 0))
+        rounded_m = np.abs(m) * o.unit_m / o.unit  # where exp(m), of a rounded m, does not cancel
+        rho = np.where(dead, 1, 1 + np.where((active > 0) | unsure, d_terms * r, rounded_m))
         truth.undecided |= bool((dead & (spread > o.tiny)).any())
         truth.conditioned = float(rho.max())
     h = r[..., None] * N

@@ -80,8 +80,8 @@ def slstm(
         dg = np.stack([pull + dl * alpha, da * through_f, dy * alpha * (1 - z * z), dh * y * o * (1 - o)], 1)
         dx[:, t] = dg
         to_i = np.abs(pull) + np.abs(dl * alpha)
-        to_f = (np.abs(pull) + np.abs(dl * keep)) * through_f
-        dg_terms = np.stack([to_i, to_f, np.abs(dg[:, 2]), np.abs(dg[:, 3])], 1)
+        da_terms = np.where(again, 0, np.abs(pull) + np.abs(dl * keep))
+        dg_terms = np.stack([to_i, da_terms * through_f, np.abs(dg[:, 2]), np.abs(dg[:, 3])], 1)
         dx_terms[:, t] = dg_terms
         dR_terms += np.einsum("bgho,bhi->ghoi", dg_terms, np.abs(h))
         dh_terms = np.where(again, 0, np.einsum("ghoi,bgho->bhi", np.abs(R), dg_terms))
@@ -92,6 +92,6 @@ def slstm(
     value |= {"dx": dx, "dR": dR, "db": dx.sum((0, 1)), "dh0": dh}
     value |= {"dc0": np.where(empty, 0, dy / one), "dn0": np.where(empty, 0, (dl - dy * y0) / one), "dm0": np.where(empty, 0, dl)}
     terms |= {"dx": dx_terms, "dR": dR_terms, "db": dx_terms.sum((0, 1)), "dh0": dh_terms, "dc0": np.abs(value["dc0"])}
-    direct, ratio = np.where(empty, 0, np.abs(dl / one)), np.where(empty, 0, np.abs(dy * y0 / one))
-    terms |= {"dn0": direct + ratio, "dm0": np.abs(c0 * value["dc0"]) + np.abs(n0 * value["dn0"])}
+    terms["dn0"] = np.where(empty, 0, (da_terms + np.abs(dy * y0)) / np.abs(one))
+    terms["dm0"] = np.abs(c0 * value["dc0"]) + np.abs(n0) * terms["dn0"]
     return value, terms, widest
