@@ -14,13 +14,14 @@ double log_sigmoid(double x) { return (x < 0 || x != x ? x : 0.0) - std::log1p(s
 // A NaN on either side stays one.
 double larger(double a, double b) { return a > b || a != a ? a : b; }
 
-// (M3): what s q C is multiplied with. Written so that exp(-m) cannot overflow.
+// (M3): what s q C is multiplied with. Written so that exp(-m) cannot overflow; a denominator below the normal numbers counts as
+// 0.
 template <typename Real>
 double normaliser(const MlstmStep<Real>& p, double dot, double m) {
   if (!p.normalize) return 1;
   const double shrink = std::exp(m > 0 ? 0.0 : m), floor = std::exp(m < 0 ? 0.0 : -m);
   const double denominator = larger(std::abs(dot) * shrink, floor) + p.eps * shrink;
-  return denominator == 0 ? 0.0 : shrink / denominator;
+  return denominator < std::numeric_limits<Real>::min() ? 0.0 : shrink / denominator;
 }
 
 }  // namespace

@@ -137,7 +137,7 @@ class _Call:
     def operand(self, x: Tensor) -> Tensor:
         """x as the walks read it: head dim a multiple of 8, unit last stride, rows at multiples of 16 bytes; copied if not."""
         if x.shape[-1] % 8:
-            return pad(x, (0, -x.shape[-1] % 8))
+            return pad(x, (0, -x.shape[-1] % 8)).contiguous()  # of what looks like images, pad keeps channels last
         aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
         return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 

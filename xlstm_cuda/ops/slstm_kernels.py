@@ -173,14 +173,14 @@ class _Call:
     def operand(self, x: Tensor) -> Tensor:
         """x as the kernels read it: DH a multiple of 8, unit last stride, rows at multiples of 16 bytes; copied if not."""
         if self.DH != self.real_DH:
-            return pad(x, (0, self.DH - self.real_DH))
+            return pad(x, (0, self.DH - self.real_DH)).contiguous()  # of what looks like images, pad keeps channels last
         aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
         return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 
     def weight(self, R: Tensor) -> Tensor:
         more = self.DH - self.real_DH
         R = R.to(self.like.dtype)
-        R = pad(R, (0, more, 0, more)) if more else R.contiguous()
+        R = (pad(R, (0, more, 0, more)) if more else R).contiguous()
         return R if R.data_ptr() % 16 == 0 else R.clone()
 
     def bias(self, b: Tensor | None) -> Tensor | None:
@@ -189,7 +189,7 @@ class _Call:
     def state(self, s: Tensor | None) -> Tensor | None:
         if s is None:
             return None
-        return pad(s, (0, self.DH - self.real_DH)) if self.DH != self.real_DH else s.contiguous()
+        return (pad(s, (0, self.DH - self.real_DH)) if self.DH != self.real_DH else s).contiguous()
 
     def unpadded(self, x: Tensor) -> Tensor:
         return x if self.DH == self.real_DH else x[..., : self.real_DH].contiguous()

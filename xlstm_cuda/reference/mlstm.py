@@ -51,9 +51,11 @@ def mlstm_step(
         dot = dot.detach()
     shrink, floor = torch.exp(m_new.clamp(max=0)), torch.exp(-m_new.clamp(min=0))
     denominator = torch.maximum(dot.abs() * shrink, floor) + eps * shrink
-    empty = denominator == 0  # eps = 0, q.n = 0 and a floor below the smallest number: h is 0/0, and 0
-    h = numerator * (shrink / denominator.masked_fill(empty, 1.0))[..., None]
-    return h.masked_fill(empty[..., None], 0.0), (C, n, m_new)
+    # A denominator below the normal numbers (eps = 0, m > 87 in float32) has no inverse: h is 0 and passes no gradient.
+    empty = denominator < torch.finfo(denominator.dtype).tiny
+    shrink = shrink.masked_fill(empty, 0.0)  # multiplied, so that a NaN of the numerator stays one
+    h = numerator * shrink[..., None] / denominator.masked_fill(empty, 1.0)[..., None]
+    return h, (C, n, m_new)
 
 
 def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, **options) -> tuple[Tensor, State]:

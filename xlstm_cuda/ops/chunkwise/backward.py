@@ -77,7 +77,7 @@ def _backward_rows(
     dC, dn = dC.flatten(0, 1), dn.flatten(0, 1)
     gates = scan_gates(layout.cut(i, torch.float64, -torch.inf), layout.cut(f, torch.float64, torch.inf), m0, options.igate)
     dot64 = layout.cut(dot, torch.float64)
-    normalizer = normalizer_of(dot64, gates.m, options)
+    normalizer = normalizer_of(dot64, gates.m, options, dtype)
     r = (options.scale * normalizer.factor).to(dtype)
     delta = None  # the gradient of the normaliser, a rank-one term beside dH V^T
     if exact and options.normalize:

@@ -63,7 +63,7 @@ def _forward_rows(
             numerator.addcmul_(bmm(Qg, Cs[:-1]), u.unsqueeze(-1))
             dot.addcmul_(bmm(Qg, ns[:-1].unsqueeze(-1)).squeeze(-1), u)
         dots[group] = options.scale * dot.double()
-        factor = options.scale * normalizer_of(dots[group], gates.m[group], options).factor
+        factor = options.scale * normalizer_of(dots[group], gates.m[group], options, dtype).factor
         H[group] = numerator.mul_(factor.to(dtype).unsqueeze(-1))  # (M3)
         C, n = Cs[-1], ns[-1]
 
