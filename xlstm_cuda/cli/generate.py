@@ -22,6 +22,7 @@ from .settings import Settings
 from .training import build_model
 
 START = b"\n"  # what an empty prompt continues: the model predicts the first byte of a line
+PIECE = 1024  # bytes of the prompt per parallel pass, which takes some 15 KB of memory a byte
 
 
 def run(options: argparse.Namespace) -> None:
@@ -95,9 +96,9 @@ class Sampler:
 def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device) -> Iterator[int]:
     """``length`` bytes that continue the prompt.
 
-    The prompt is read in one parallel pass; every further byte costs one recurrent step on a state of constant size.
+    Every byte costs one recurrent step on a state of constant size.
     """
-    logits, state = _read(model, torch.tensor([list(prompt or START)], device=device.device), device.backend)
+    logits, state = read_prompt(model, prompt or START, device)
     for written in range(length):
         token = sampler.pick(logits)
         yield token
@@ -106,8 +107,15 @@ def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, de
 
 
 @torch.inference_mode()
-def _read(model: xLSTMLMModel, prompt: Tensor, backend: str | None) -> tuple[Tensor, Any]:
-    logits, state = model(prompt, return_last_state=True, backend=backend)
+def read_prompt(model: xLSTMLMModel, prompt: bytes, device: Device) -> tuple[Tensor, Any]:
+    """The logits (V,) after the prompt, of at least one byte, and the state.
+
+    Parallel passes over one piece after the other, so that the memory does not depend on the length of the prompt.
+    """
+    logits, state = torch.empty(0), None
+    for start in range(0, len(prompt), PIECE):
+        piece = torch.tensor([list(prompt[start : start + PIECE])], device=device.device)
+        logits, state = model(piece, state, return_last_state=True, backend=device.backend)
     return logits[0, -1], state
 
 
