@@ -19,11 +19,12 @@ def measured() -> Iterator[Peak]:
     """The highest resident memory inside the block above that at its start, freed memory given back to the system first."""
     ctypes.CDLL(None).malloc_trim(0)
     RESET.write_text("5")  # the high-water mark starts again from here
-    before, peak = _resident("VmRSS"), Peak()
+    before, peak = resident("VmRSS"), Peak()
     yield peak
-    peak.bytes = _resident("VmHWM") - before
+    peak.bytes = resident("VmHWM") - before
 
 
-def _resident(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+def resident(name: str) -> int:
+    """A figure of /proc/self/status in bytes: VmRSS, VmHWM (its peak), RssAnon (without mapped files)."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return int(line.split()[1]) * 1024
