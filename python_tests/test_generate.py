@@ -210,7 +210,7 @@ def test_weights_of_another_model_are_one_message(run_folder, capsys, tmp_path):
     torch.save({**saved, "settings": {**saved["settings"], "num_blocks": 3}}, tmp_path / "other.pt")
     assert main(["generate", "--checkpoint", str(tmp_path / "other.pt")]) == 1
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "do not fit its settings" in error
+    assert len(error.splitlines()) == 1 and "does not fit its settings" in error and "is missing" in error
 
 
 @pytest.mark.parametrize(
