@@ -1,7 +1,9 @@
 """checkpoints.load: every kind of official file, and errors that name key and file and leave the model as it was."""
 
 import json
+import os
 
+import peak_memory
 import pytest
 import torch
 
@@ -166,3 +168,209 @@ def test_other_kinds_of_content_raise(tmp_path):
         checkpoints.load(tmp_path / "large.pt")
     with pytest.raises(ValueError, match="xLSTMBlockStack"):
         checkpoints.load(tmp_path / "large.pt", stack())
+
+
+# ---------------------------------------------------------------- files that somebody made
+
+
+def save_safetensors(weights, file):
+    pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file(weights, file)
+
+
+def write_config(folder, **changes):
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+
+
+@pytest.mark.parametrize("length", [0, 3, 100, 4000])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before_1.6"])
+def test_every_truncation_is_a_value_error_that_names_the_file(tmp_path, legacy, length):
+    file = tmp_path / "weights.pt"
+    torch.save(large().state_dict(), file, _use_new_zipfile_serialization=not legacy)
+    file.write_bytes(file.read_bytes()[: -length - 1])
+    with pytest.raises(ValueError, match=r"weights\.pt: not a readable checkpoint"):
+        checkpoints.load(file, large())
+
+
+def test_a_flipped_bit_in_the_weights_is_found_by_the_checksum(tmp_path):
+    file, source = tmp_path / "weights.pt", large()
+    torch.save(source.state_dict(), file)
+    content = bytearray(file.read_bytes())
+    content[content.index(source.lm_head.weight.detach().numpy().tobytes()) + 5] ^= 16
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pt: .*checksum"):
+        checkpoints.load(file, large())
+
+
+def test_a_file_without_permission_is_the_systems_error(tmp_path):
+    file = tmp_path / "weights.pt"
+    torch.save(large().state_dict(), file)
+    file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(PermissionError, match=r"weights\.pt"):
+        checkpoints.load(file, large())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.complex64, torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn], ids=str
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_another_dtype_raise(tmp_path, suffix, dtype):
+    weights, file = large().state_dict(), tmp_path / f"weights{suffix}"
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
+    save_safetensors(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
+    model, before = large(), large()
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=rf"weights\{suffix}: lm_head\.weight: got dtype {str(dtype)[6:]}, expected float32 or"):
+        checkpoints.load(file, model)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_another_floating_dtype_load(tmp_path, dtype):
+    source, target = large(), large()
+    torch.save({key: value.to(dtype) for key, value in source.state_dict().items()}, tmp_path / "weights.pt")
+    checkpoints.load(tmp_path / "weights.pt", target)
+    assert torch.equal(target.lm_head.weight, source.lm_head.weight.to(dtype).float())
+
+
+@pytest.mark.parametrize("content", ["integer_key", "meta", "sparse", "expanded"])
+def test_tensors_that_are_no_plain_weights_raise(tmp_path, content):
+    weights = dict(large().state_dict())
+    if content == "integer_key":
+        weights = {number: value for number, value in enumerate(weights.values())}
+    else:
+        weight = weights["lm_head.weight"]
+        make = {
+            "meta": lambda: weight.to("meta"),
+            "sparse": weight.to_sparse,
+            "expanded": lambda: weight[:1, :1].clone().expand(20, 32),
+        }
+        weights["lm_head.weight"] = make[content]()
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt: (got the key 0|lm_head\.weight)"):
+        checkpoints.load(tmp_path / "weights.pt", large())
+
+
+def index_of(names):
+    return json.dumps({"weight_map": names})
+
+
+@pytest.mark.parametrize("form", ["parent", "absolute", "link", "linked_folder"])
+def test_an_index_never_leads_out_of_its_folder(tmp_path, form):
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    folder.mkdir()
+    save_safetensors(large().state_dict(), outside / "model.safetensors")
+    name = {"parent": "../outside/model.safetensors", "absolute": str(outside / "model.safetensors")}.get(form, "a.safetensors")
+    if form == "link":
+        (folder / name).symlink_to(outside / "model.safetensors")
+    elif form == "linked_folder":
+        (folder / "in").symlink_to(outside)
+        name = "in/model.safetensors"
+    (folder / "model.safetensors.index.json").write_text(index_of({"lm_head.weight": name}))
+    with pytest.raises(ValueError, match=r"safetensors: leads to .*outside"):
+        checkpoints.load(folder, large())
+    (folder / "model.safetensors.index.json").unlink()
+    if form == "link":
+        with pytest.raises(ValueError, match=r"a\.safetensors: leads to .*outside"):
+            checkpoints.load(folder, large())
+
+
+def test_a_config_never_leads_out_of_its_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    write_config(tmp_path)
+    save_safetensors(large().state_dict(), tmp_path / "folder" / "model.safetensors")
+    (tmp_path / "folder" / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: leads to .*outside"):
+        checkpoints.load(tmp_path / "folder")
+
+
+def test_the_hugging_face_cache_is_read_through_its_links(tmp_path):
+    source, cache = large(), tmp_path / "models--NX-AI--xLSTM"
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / "0123abcd"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    save_safetensors(source.state_dict(), blobs / "77aa.safetensors")
+    (blobs / "77aa.safetensors").rename(blobs / "77aa")
+    (blobs / "88bb").write_text(json.dumps(CONFIG))
+    (snapshot / "model.safetensors").symlink_to("../../blobs/77aa")
+    (snapshot / "config.json").symlink_to("../../blobs/88bb")
+    assert same(checkpoints.load(snapshot), source)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"a": 3}, {"a": None}, {"a": ["b"]}, {}, [], {"a": ""}, {"a": "."}, {"a": "x\0.bin"}, {"a": "\ud800.bin"}, {"a": "a.txt"}],
+    ids=repr,
+)
+def test_an_odd_index_raises(tmp_path, names):
+    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(index_of(names))
+    with pytest.raises(ValueError, match=r"bin: leads nowhere|index\.json: got "):
+        checkpoints.load(tmp_path, large())
+
+
+def test_an_index_that_names_a_missing_or_impossible_file_raises(tmp_path):
+    for name in ("gone.safetensors", "x" * 300 + ".safetensors"):
+        (tmp_path / "model.safetensors.index.json").write_text(index_of({"a": name}))
+        with pytest.raises(FileNotFoundError, match=name):
+            checkpoints.load(tmp_path, large())
+
+
+def test_two_indices_raise(tmp_path):
+    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors.index.json").write_text(index_of({"lm_head.weight": "model.safetensors"}))
+    with pytest.raises(ValueError, match=r"b\.safetensors\.index\.json: got a second index beside a\.safetensors"):
+        checkpoints.load(tmp_path, large())
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"embedding_dim": ' + "9" * 5000 + "}", " " * (17 << 20)], ids=["deep", "long", "big"]
+)
+def test_json_that_is_hard_to_read_raises(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: not readable JSON"):
+        checkpoints.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embedding_dim": 2**40}, {"embedding_dim": 2**63}, {"embedding_dim": 0}, {"embedding_dim": "32"}, {"embedding_dim": 3.0},
+        {"num_heads": True}, {"num_heads": 3}, {"num_blocks": 10**9}, {"num_blocks": -1}, {"num_blocks": None},
+        {"vocab_size": [20]}, {"vocab_size": 2**50}, {"use_bias": 1}, {"weight_mode": "both"}, {"weight_mode": []},
+        {"norm_eps": "small"}, {"ffn_round_up_to_multiple_of": 0}, {"ffn_proj_factor": float("nan")},
+        {"ffn_proj_factor": float("inf")}, {"ffn_proj_factor": -3.0}, {"qk_dim_factor": float("inf")}, {"gate_soft_cap": {}},
+        {"model_type": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_that_describes_no_model_raises_without_memory(tmp_path, change):
+    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    write_config(tmp_path, **change)
+    with peak_memory.measured() as peak, pytest.raises(ValueError) as raised:
+        checkpoints.load(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert peak.bytes < 50e6
+
+
+def test_shapes_are_compared_before_memory_is_taken(tmp_path):
+    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    write_config(tmp_path, embedding_dim=16384, num_blocks=2)  # 10 GB
+    with peak_memory.measured() as peak, pytest.raises(ValueError, match="size mismatch"):
+        checkpoints.load(tmp_path)
+    assert peak.bytes < 50e6
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_are_mapped_not_copied(tmp_path, suffix):
+    source, target = (large(vocab_size=400_000) for _ in range(2))  # 2 * 51 MB each
+    file, taken = tmp_path / f"weights{suffix}", []
+    save_safetensors(source.state_dict(), file) if suffix == ".safetensors" else torch.save(source.state_dict(), file)
+    target.register_load_state_dict_pre_hook(lambda *_: taken.append(peak_memory.resident("RssAnon")))
+    before = peak_memory.resident("RssAnon")
+    checkpoints.load(file, target)
+    assert same(target, source)
+    assert taken and max(taken) - before < 20e6

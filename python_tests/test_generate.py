@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peak_memory
 import pytest
 import torch
 
@@ -87,6 +88,25 @@ def test_stream_state_does_not_grow(model, monkeypatch):
     list(stream(model, b"the", 200, Sampler(seed=0), CPU))
     assert len(sizes) == 199
     assert len(set(sizes)) == 1 and sizes[0] > 0
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 50, 64], ids="prompt_{}".format)
+def test_a_prompt_in_pieces_reads_as_in_one_pass(model, monkeypatch, length):
+    monkeypatch.setattr(generate, "PIECE", 8)
+    prompt = (b"the quick brown fox jumps over the lazy dog. " * 2)[:length]
+    logits, state = generate.read_prompt(model, prompt, CPU)
+    with torch.no_grad():
+        whole, end = model(torch.tensor([list(prompt)]), return_last_state=True)
+        next_token = torch.tensor([[65]])
+        after, after_whole = model.step(next_token, state)[0], model.step(next_token, end)[0]
+    torch.testing.assert_close(logits, whole[0, -1], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(after, after_whole, atol=2e-5, rtol=1e-5)
+
+
+def test_a_long_prompt_needs_no_more_memory_than_a_short_one(model):
+    with peak_memory.measured() as peak:
+        next(stream(model, b"the quick brown fox " * 5_000, 1, Sampler(seed=0), CPU))
+    assert peak.bytes < 50e6
 
 
 def test_stream_is_lazy(model):
@@ -190,7 +210,7 @@ def test_weights_of_another_model_are_one_message(run_folder, capsys, tmp_path):
     torch.save({**saved, "settings": {**saved["settings"], "num_blocks": 3}}, tmp_path / "other.pt")
     assert main(["generate", "--checkpoint", str(tmp_path / "other.pt")]) == 1
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "do not fit its settings" in error
+    assert len(error.splitlines()) == 1 and "does not fit its settings" in error and "is missing" in error
 
 
 @pytest.mark.parametrize(

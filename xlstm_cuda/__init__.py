@@ -1,9 +1,14 @@
 """xLSTM for PyTorch: sLSTM and mLSTM as fused kernels, drop-in layers, residual blocks and language models (arXiv 2405.04517)."""
 
+# ruff: noqa: E402 (Ctrl-C must be looked after before the imports that take long)
 import pkgutil
 
 # A checkout's folder shadows an installed package of the same name: look for the compiled modules in both.
 __path__ = pkgutil.extend_path(__path__, __name__)
+
+from .cli.interrupts import importing as _importing
+
+_importing()
 
 from . import blocks, checkpoints, functional, models, simt
 from .backends import backends

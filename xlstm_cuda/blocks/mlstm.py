@@ -163,6 +163,9 @@ class mLSTMLayer(nn.Module):
         if not 1 <= config.qkv_proj_blocksize <= inner:
             raise ValueError(f"qkv_proj_blocksize: got {config.qkv_proj_blocksize}, expected 1 to {inner}, the inner dimension")
         blocks = inner // config.qkv_proj_blocksize
+        if inner % blocks:
+            size = config.qkv_proj_blocksize
+            raise ValueError(f"qkv_proj_blocksize: got {size}, expected a divisor of the inner dimension, {inner}")
         self.proj_up = nn.Linear(D, 2 * inner, bias=config.bias)
         self.q_proj = LinearHeadwise(inner, blocks, bias=config.bias)
         self.k_proj = LinearHeadwise(inner, blocks, bias=config.bias)

@@ -5,16 +5,29 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from ..backends import NAMES as BACKENDS
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and without its silence about an output that takes nothing."""
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file or sys.stdout)
+
+    def error(self, message: str) -> NoReturn:
+        if sys.stderr is not None:
+            print(f"xlstm_cuda: error: {' '.join(message.split())} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m xlstm_cuda``. The chosen command is in ``command``."""
-    root = argparse.ArgumentParser(prog="python -m xlstm_cuda", description="xLSTM: train a language model, write text with it.")
+    root = _Parser(prog="python -m xlstm_cuda", description="xLSTM: train a language model, write text with it.")
     commands = root.add_subparsers(dest="command", required=True, metavar="{info,train,generate}")
     _info(commands.add_parser("info", help="versions, devices, backends with reasons, build options"))
     _train(commands.add_parser("train", help="train a byte-level language model on a text file"))
@@ -28,7 +41,7 @@ def _info(command: argparse.ArgumentParser) -> None:
 
 
 def _train(command: argparse.ArgumentParser) -> None:
-    from .settings import Settings
+    from .settings import DTYPES, Settings
 
     command.description = (
         "Trains a byte-level xLSTM language model on the first nine tenths of a text; the last tenth is held out."
@@ -55,7 +68,7 @@ def _train(command: argparse.ArgumentParser) -> None:
         shown = ",".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
         options: dict[str, Any] = {"default": None, "help": f"{one.metadata['help']} (default: {shown})"}
         if one.name == "dtype":
-            options["choices"] = ("float32", "bfloat16")
+            options["choices"] = DTYPES
         else:
             options["metavar"] = "LIST" if one.name == "slstm_at" else "N"
             options["type"] = _converter(one.name, one.default, one.metadata)

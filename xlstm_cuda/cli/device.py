@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,6 +44,20 @@ class Device:
         except (ValueError, RuntimeError) as error:
             raise CommandError(f"--backend: {error}") from None
         return cls(device, backend)
+
+    @contextlib.contextmanager
+    def refusals(self) -> Iterator[None]:
+        """A model that the backend does not take, as an error of the command."""
+        try:
+            yield
+        except ValueError as error:
+            raise CommandError(f"--backend {self.backend}: {error}") from error
+
+    def memory(self) -> int:
+        """Bytes of memory on the device, used or not."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def random_state(self) -> dict[str, Any]:
         """States of the generators that dropout on this device draws from."""

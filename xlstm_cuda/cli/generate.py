@@ -18,24 +18,33 @@ from .. import xLSTMLMModel
 from . import checkpoint, runs
 from .device import Device
 from .errors import CommandError
-from .settings import Settings
-from .training import build_model
+from .training import check_checkpoint
 
 START = b"\n"  # what an empty prompt continues: the model predicts the first byte of a line
+PIECE = 1024  # bytes of the prompt per parallel pass, which takes some 15 KB of memory a byte
 
 
 def run(options: argparse.Namespace) -> None:
     """The command."""
     device = Device.choose(options.device, options.backend, options.threads)
     model = load_model(_checkpoint_path(options.checkpoint), device)
-    prompt = sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt)
+    prompt = _standard_input() if options.prompt == "-" else os.fsencode(options.prompt)
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
     write(model, prompt, options.length, sampler, device)
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise CommandError("--prompt: standard input is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise CommandError(f"--prompt: cannot read standard input: {error.strerror}") from None
+
+
 def _checkpoint_path(given: str | None) -> Path:
     path = Path(given) if given is not None else runs.latest_folder()
-    if path.is_dir():
+    if os.path.isdir(path):
         best = path / checkpoint.BEST
         return best if best.exists() else path / checkpoint.LAST
     return path
@@ -48,12 +57,10 @@ def load_model(path: Path, device: Device) -> xLSTMLMModel:
         CommandError: no checkpoint there, or one that does not fit.
     """
     content = checkpoint.load(path)
-    model = build_model(Settings.from_checkpoint(content["settings"], f"checkpoint {path}"))
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise CommandError(f"the weights in {path} do not fit its settings: {' '.join(str(error).split())}") from None
-    return model.to(device.device).eval()
+    _, model = check_checkpoint(content, f"checkpoint {path}")
+    model.to_empty(device=device.device)
+    model.load_state_dict(content["model"])
+    return model.eval()
 
 
 @dataclass
@@ -85,8 +92,8 @@ class Sampler:
         logits = logits.to("cpu", torch.float64)
         if self.temperature == 0:
             return int(logits.argmax())
-        logits, tokens = (logits / self.temperature).sort(descending=True, stable=True)
-        p = logits[: self.top_k].softmax(0)
+        logits, tokens = logits.sort(descending=True, stable=True)
+        p = ((logits - logits[0]) / self.temperature)[: self.top_k].softmax(0)  # no overflow at any temperature
         if self.top_p is not None:
             p = p.masked_fill(p.cumsum(0) - p >= self.top_p, 0)
         return int(tokens[torch.multinomial(p, 1, generator=self._generator)])
@@ -95,9 +102,10 @@ class Sampler:
 def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device) -> Iterator[int]:
     """``length`` bytes that continue the prompt.
 
-    The prompt is read in one parallel pass; every further byte costs one recurrent step on a state of constant size.
+    Every byte costs one recurrent step on a state of constant size.
     """
-    logits, state = _read(model, torch.tensor([list(prompt or START)], device=device.device), device.backend)
+    with device.refusals():
+        logits, state = read_prompt(model, prompt or START, device)
     for written in range(length):
         token = sampler.pick(logits)
         yield token
@@ -106,8 +114,15 @@ def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, de
 
 
 @torch.inference_mode()
-def _read(model: xLSTMLMModel, prompt: Tensor, backend: str | None) -> tuple[Tensor, Any]:
-    logits, state = model(prompt, return_last_state=True, backend=backend)
+def read_prompt(model: xLSTMLMModel, prompt: bytes, device: Device) -> tuple[Tensor, Any]:
+    """The logits (V,) after the prompt, of at least one byte, and the state.
+
+    Parallel passes over one piece after the other, so that the memory does not depend on the length of the prompt.
+    """
+    logits, state = torch.empty(0), None
+    for start in range(0, len(prompt), PIECE):
+        piece = torch.tensor([list(prompt[start : start + PIECE])], device=device.device)
+        logits, state = model(piece, state, return_last_state=True, backend=device.backend)
     return logits[0, -1], state
 
 

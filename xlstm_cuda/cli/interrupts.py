@@ -1,10 +1,44 @@
-"""Ctrl-C in the middle of an optimizer step must not leave half a step behind."""
+"""Ctrl-C: while the command is still importing it ends in one line, and in an optimizer step it leaves no half step behind."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+
+def importing() -> None:
+    """Called before the package's imports, which take seconds. In the command's own process Ctrl-C then ends it in one line.
+
+    No exception: imports of other packages catch them, or turn them into others. Every other process keeps its handling.
+    """
+    if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        try:
+            signal.signal(signal.SIGINT, _end)
+        except ValueError:  # not the main thread
+            pass
+
+
+def imported() -> None:
+    """From here on Ctrl-C is Python's KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_the_command() -> bool:
+    """`python -m xlstm_cuda`, which has "-m" for its name until __main__ is found, or the script of the same command."""
+    arguments = getattr(sys, "argv", [])  # absent where Python is embedded
+    if arguments[:1] == ["-m"]:
+        return not {"xlstm_cuda", "-mxlstm_cuda"}.isdisjoint(sys.orig_argv)
+    return Path(*arguments[:1]).stem == "xlstm-cuda"
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"xlstm_cuda: interrupted\n")
+    os._exit(1)
 
 
 class StopRequest:

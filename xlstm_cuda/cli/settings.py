@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from .. import (
@@ -17,6 +19,7 @@ from .. import (
 from .errors import CommandError, UsageError
 
 VOCAB_SIZE = 256
+DTYPES = ("float32", "bfloat16")
 
 
 def _setting(
@@ -71,7 +74,7 @@ class Settings:
             )
         if self.embedding_dim % self.num_heads:
             raise UsageError(f"--embedding-dim: got {self.embedding_dim}, expected a multiple of --num-heads {self.num_heads}")
-        try:
+        with option_names():
             return xLSTMLMModelConfig(
                 vocab_size=VOCAB_SIZE,
                 context_length=self.context_length,
@@ -86,19 +89,54 @@ class Settings:
                     slstm=sLSTMLayerConfig(num_heads=self.num_heads), feedforward=FeedForwardConfig(dropout=self.dropout)
                 ),
             )
-        except (ValueError, AssertionError) as error:
-            raise UsageError(f"these options do not make a model: {error}") from error
 
     def model_name(self) -> str:
         """The paper's notation: xLSTM[a:b] with a mLSTM and b sLSTM blocks."""
         return f"xLSTM[{self.num_blocks - len(self.slstm_at)}:{len(self.slstm_at)}]"
 
     @classmethod
-    def from_checkpoint(cls, stored: Mapping[str, Any], where: str) -> Settings:
-        """Settings as a checkpoint holds them. CommandError names a setting that is missing, or unknown to this version."""
+    def from_checkpoint(cls, stored: object, where: str) -> Settings:
+        """Settings as a checkpoint holds them. CommandError names one that is missing, unknown here or out of range."""
+        if not isinstance(stored, Mapping):
+            raise CommandError(f"{where} holds no settings")
         names = {one.name for one in fields(cls)}
-        if unknown := sorted(stored.keys() - names):
+        if unknown := sorted(map(str, stored.keys() - names)):
             raise CommandError(f"{where} is of another version: setting {unknown[0]!r} is unknown here")
         if missing := sorted(names - stored.keys()):
             raise CommandError(f"{where} is of another version: setting {missing[0]!r} is missing")
+        for one in fields(cls):
+            if not _in_range(one, stored[one.name]):
+                raise CommandError(f"{where}: setting {one.name!r} is {stored[one.name]!r:.80}, which no run could have")
         return cls(**{**stored, "slstm_at": tuple(stored["slstm_at"])})
+
+
+def _in_range(one: Field[Any], value: object) -> bool:
+    """Whether the command line would have taken the value."""
+    if one.name == "dtype":
+        return value in DTYPES
+    if one.name == "slstm_at":
+        return isinstance(value, (list, tuple)) and all(type(index) is int and index >= 0 for index in value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    if isinstance(value, float) and isinstance(one.default, int):
+        return False
+    bounds = one.metadata
+    return (
+        math.isfinite(value)
+        and (bounds["minimum"] is None or value >= bounds["minimum"])
+        and (bounds["maximum"] is None or value <= bounds["maximum"])
+        and (bounds["above"] is None or value > bounds["above"])
+        and (bounds["below"] is None or value < bounds["below"])
+    )
+
+
+@contextlib.contextmanager
+def option_names() -> Iterator[None]:
+    """A model's own error about a field, as one about the option of that name."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(": ")
+        if name in {one.name for one in fields(Settings)}:
+            raise UsageError(f"--{name.replace('_', '-')}: {rest}") from error
+        raise UsageError(f"these options do not make a model: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .. import xLSTMLMModel
 from . import checkpoint, generate, ngram, plot, runs
 from .device import Device
 from .errors import CommandError
@@ -20,7 +22,7 @@ from .interrupts import StopRequest
 from .progress import Progress, duration
 from .settings import Settings
 from .text import Text, check_length, load
-from .training import Training
+from .training import Training, check_checkpoint, without_memory
 
 NGRAM_ORDERS = 4
 
@@ -32,13 +34,14 @@ def run(options: argparse.Namespace) -> None:
     if options.resume:
         folder = Path(options.out) if options.out else runs.latest_folder()
         saved = checkpoint.load(folder / checkpoint.LAST)
-        settings = Settings.from_checkpoint(saved["settings"], f"checkpoint {folder / checkpoint.LAST}")
+        settings, _ = check_checkpoint(saved, f"checkpoint {folder / checkpoint.LAST}")
+        check_course(saved, settings, f"checkpoint {folder / checkpoint.LAST}")
         check_agreement(folder, settings, given)
         text = load(options.data or saved["text"]["path"])
         check_same_text(folder, saved["text"], text)
     else:
         settings = Settings(**resolve_all_blocks(given, given.get("num_blocks", Settings.num_blocks)))
-        settings.model_config()
+        check_memory(without_memory(settings), device)
         folder = Path(options.out) if options.out else runs.next_folder()
         saved = None
         text = load(options.data)
@@ -56,6 +59,44 @@ def resolve_all_blocks(given: Mapping[str, Any], num_blocks: int) -> dict[str, A
     """The given settings with ``slstm_at="all"`` spelt out."""
     every = {"slstm_at": tuple(range(num_blocks))} if given.get("slstm_at") == "all" else {}
     return {**given, **every}
+
+
+def check_memory(model: xLSTMLMModel, device: Device) -> None:
+    """CommandError for a model whose training cannot fit: weight, gradient and two moments, 16 bytes for each parameter."""
+    needed, present = 16 * sum(p.numel() for p in model.parameters()), device.memory()
+    if needed > present:
+        raise CommandError(
+            f"out of memory: this model takes {needed / 2**30:,.0f} GiB to train, {device.device} has {present / 2**30:,.0f} GiB;"
+            " a smaller --embedding-dim or --num-blocks needs less"
+        )
+
+
+def check_course(saved: Mapping[str, Any], settings: Settings, where: str) -> None:
+    """CommandError unless a checkpoint's account of the run so far has the form that `Run` writes."""
+    numbers = (int, float)
+    text, history, ngrams = saved.get("text"), saved.get("history"), saved.get("ngrams")
+    forms = {
+        "step": type(saved.get("step")) is int and 0 <= saved["step"] <= settings.steps,
+        "seconds": isinstance(saved.get("seconds"), numbers) and math.isfinite(saved["seconds"]),
+        "ngrams": isinstance(ngrams, list) and all(isinstance(bits, numbers) for bits in ngrams),
+        "text": isinstance(text, Mapping)
+        and isinstance(text.get("path", ...), (str, type(None)))
+        and all(isinstance(text.get(name), kind) for name, kind in (("name", str), ("sha256", str), ("bytes", int))),
+        "history": isinstance(history, Mapping)
+        and all(_are_points(history.get(name)) for name in ("training", "held_out")),
+        "optimizer": isinstance(saved.get("optimizer"), Mapping),
+    }  # fmt: skip
+    for name, fits in forms.items():
+        if not fits:
+            raise CommandError(f"{where} is not one of a run: its {name!r} has another form")
+
+
+def _are_points(points: object) -> bool:
+    """Whether this is a list of [step, bits per byte]."""
+    return isinstance(points, list) and all(
+        isinstance(point, list) and len(point) == 2 and all(isinstance(value, (int, float)) for value in point)
+        for point in points
+    )
 
 
 def check_agreement(folder: Path, settings: Settings, given: Mapping[str, Any]) -> None:
@@ -100,7 +141,7 @@ class Run:
         else:
             try:
                 self.training.restore(saved)
-            except (KeyError, ValueError, RuntimeError) as error:
+            except Exception as error:  # what a foreign optimizer state or random state may raise is not ours to list
                 message = " ".join(str(error).split())
                 raise CommandError(f"checkpoint {folder / checkpoint.LAST} does not fit its settings: {message}") from None
             self.ngrams, self.seconds, self.last_saved = saved["ngrams"], saved["seconds"], saved["step"]
@@ -127,7 +168,8 @@ class Run:
                     self._save()
                     self._draw()
                     raise CommandError(f"stopped at step {training.step} of {settings.steps}; {self._how_to_resume()}")
-                training.train_step()
+                with self.device.refusals():
+                    training.train_step()
                 if progress.due() or training.finished:
                     progress.update(training.step, training.last_loss)
                 validate = training.step % settings.eval_every == 0 or training.finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from .. import xLSTMLMModel
 from .device import Device
-from .settings import Settings
+from .errors import CommandError, UsageError
+from .settings import Settings, option_names
 from .text import Windows
 
 VALIDATION_ROWS = 16
@@ -115,7 +117,7 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts the run where `state` was taken."""
+        """Puts the run where `state` was taken; the state has passed `check_checkpoint`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -128,6 +130,41 @@ class Training:
 def build_model(settings: Settings) -> xLSTMLMModel:
     """A freshly initialised model on the CPU. Draws from torch's default generator."""
     return xLSTMLMModel(settings.model_config())
+
+
+def without_memory(settings: Settings) -> xLSTMLMModel:
+    """The model on the meta device. UsageError when the settings do not make one."""
+    with option_names(), torch.device("meta"):
+        return build_model(settings)
+
+
+def check_checkpoint(content: Mapping[str, Any], where: str) -> tuple[Settings, xLSTMLMModel]:
+    """Settings and model, without memory, of a training checkpoint whose weights are the model's and finite.
+
+    Raises:
+        CommandError: something is missing, or is not what `Training.state` gives.
+    """
+    settings = Settings.from_checkpoint(content.get("settings"), where)
+    try:
+        model = without_memory(settings)
+    except UsageError as error:
+        raise CommandError(f"{where}: {error}") from error
+    weights = content.get("model")
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CommandError(f"{where} holds no weights")
+    expected = model.state_dict()
+    misfit = f"{where} does not fit its settings"
+    if different := sorted(map(str, weights.keys() ^ expected.keys())):
+        raise CommandError(f"{misfit}: {different[0]} is {'unknown' if different[0] in weights else 'missing'}")
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            shapes = f"got {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            raise CommandError(f"{misfit}: size mismatch for {name}: {shapes}")
+        if value.dtype != torch.float32 or value.layout != torch.strided or value.device.type != "cpu":
+            raise CommandError(f"{misfit}: {name} is not a float32 tensor with values")
+        if not value.isfinite().all():
+            raise CommandError(f"{where} is of no use: {name} is not finite everywhere")
+    return settings, model
 
 
 def learning_rate(settings: Settings, step: int) -> float:

@@ -6,6 +6,7 @@ model:  embedding, blocks, RMSNorm, head, cap;  cap(x) = c tanh(x / c)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,9 +76,13 @@ class xLSTMLargeConfig:
         """ValueError for a model that cannot be built."""
         checks.choice("weight_mode", self.weight_mode, ("single", "fused"))
         checks.choice("mode", self.mode, ("train", "train_with_padding", "inference"))
-        for name in ("embedding_dim", "num_heads", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        for name, least in (("embedding_dim", 1), ("num_heads", 1), ("num_blocks", 0), ("vocab_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+        if self.ffn_round_up_to_multiple_of < 1:
+            raise ValueError(f"ffn_round_up_to_multiple_of: got {self.ffn_round_up_to_multiple_of}, expected at least 1")
+        if not (math.isfinite(self.ffn_proj_factor) and self.ffn_dim >= 1):
+            raise ValueError(f"ffn_proj_factor: got {self.ffn_proj_factor}, expected a positive number")
         for name in ("qk_dim", "v_dim"):
             if getattr(self, name) < 1 or getattr(self, name) % self.num_heads:
                 raise ValueError(f"num_heads: got {self.num_heads}, expected a divisor of {name}, {getattr(self, name)}")
