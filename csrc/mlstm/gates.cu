@@ -153,9 +153,10 @@ __global__ void __launch_bounds__(kGateThreads) records_kernel(GateScanParams p,
       fields[R::kDelta / L][e] = real ? row.delta : 0.0f;
       fields[R::kStart / L][e] = float(scan.start[e]);
     }
-    if (lane * kPerLane < L)
+    if (lane * kPerLane < L) {
 #pragma unroll
       for (int field = 0; field < 9; ++field) device::store_vector(&record[field * L + lane * kPerLane], fields[field]);
+    }
     if (lane < 4) record[R::kG + lane] = lane == 0 && scan.last_start < 0 ? expf(float(scan.total + m_before - m_after)) : 0.0f;
   });
 }

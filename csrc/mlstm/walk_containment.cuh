@@ -15,16 +15,17 @@ XLSTM_DEVICE void add_across_causal_zeros(const WalkPlace<W>& at, const StagedCh
   using Element = typename W::Element;
   uint32_t x_nan[T::MO][4], x_zero[T::MO][4];
 #pragma unroll
-  for (int mo = 0; mo < T::MO; ++mo)
+  for (int mo = 0; mo < T::MO; ++mo) {
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       x_nan[mo][e] = device::nan_unless_finite<Element>(x[mo][e]), x_zero[mo][e] = device::zero_unless_finite<Element>(x[mo][e]);
+  }
   add_p_x(at, acc, pass, kt, x_nan, x_zero);
 #pragma unroll
   for (int mt = 0; mt < T::MR; ++mt)
-    if (pass * T::MR + mt == kt)
+    if (pass * T::MR + mt == kt) {
 #pragma unroll
-      for (int i = 0; i < T::OT; ++i)
+      for (int i = 0; i < T::OT; ++i) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int t = at.group + (e >> 1) * 8, unit = at.wo * T::MO * 2 + i, byte = 4 * at.quad + 2 * (e & 1);
@@ -34,6 +35,8 @@ XLSTM_DEVICE void add_across_causal_zeros(const WalkPlace<W>& at, const StagedCh
             if (device::not_finite<Element>(*reinterpret_cast<const uint16_t*>(v))) acc[mt][i][e] = NAN;
           }
         }
+      }
+    }
 }
 
 template <class W>
@@ -43,9 +46,10 @@ XLSTM_DEVICE void add_key_tile(const WalkPlace<W>& at, const StagedChunk& chunk,
   if constexpr (W::NORMALISES) {
     uint32_t bad = 0;
 #pragma unroll
-    for (int mo = 0; mo < W::T::MO; ++mo)
+    for (int mo = 0; mo < W::T::MO; ++mo) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) bad |= device::not_finite<typename W::Element>(x[mo][e]);
+    }
     if (__any_sync(device::kAllLanes, bad != 0)) return add_across_causal_zeros(at, chunk, acc, pass, kt, x);
   }
   add_p_x(at, acc, pass, kt, x, x);

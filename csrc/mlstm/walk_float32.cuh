@@ -166,12 +166,14 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
         for (int x = 0; x < KEYS; ++x) score[y][x] += score_part[y][x];
         out[y] = add4(out[y], out_part[y]);
       }
-      if (NORMALISES && !STATES_ONLY)  // q.n: every lane of a row takes its part of the columns
+      if (NORMALISES && !STATES_ONLY) {  // q.n: every lane of a row takes its part of the columns
 #pragma unroll
-        for (int y = 0; y < ROWS; ++y)
+        for (int y = 0; y < ROWS; ++y) {
 #pragma unroll
           for (int c = 0; c < SLAB; c += 32)
             qn[y] = dot4(four(smem.A[rg + 16 * y][c + og * 4]), four(smem.n[c_first + c + og * 4]), qn[y]);
+        }
+      }
       __syncthreads();  // S and n of the slab have been read
 
       const float g = smem.record[R::kG];
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
 
     float row_sum[ROWS] = {};
 #pragma unroll
-    for (int y = 0; y < ROWS; ++y)
+    for (int y = 0; y < ROWS; ++y) {
 #pragma unroll
       for (int x = 0; x < KEYS; ++x) {
         const int t = rg + 16 * y, j = og + 8 * x, reads = REVERSE ? j : t;  // the step of the pair that reads, as in W_tj
@@ -233,6 +235,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
         smem.P[t][j] = value;
         row_sum[y] += value;
       }
+    }
     float inverse[ROWS];
 #pragma unroll
     for (int y = 0; y < ROWS; ++y) {

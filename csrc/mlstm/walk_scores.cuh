@@ -29,7 +29,7 @@ XLSTM_DEVICE void write_scores(const WalkPlace<W>& at, const StagedChunk& chunk)
     const int a_job = chunk.a + at.a_lane + m * 16 * C * 2, b_job = chunk.b + at.b_lane + n0 * 8 * C * 2;
     float acc[PN == 1 ? 2 : PN][4] = {};
 #pragma unroll 1
-    for (int k0 = 0; k0 < C; k0 += 64)
+    for (int k0 = 0; k0 < C; k0 += 64) {
 #pragma unroll
       for (int kk = 0; kk < 64; kk += 16) {
         uint32_t a[4], b[4];
@@ -47,9 +47,11 @@ XLSTM_DEVICE void write_scores(const WalkPlace<W>& at, const StagedChunk& chunk)
             }
         }
       }
-    if constexpr (PN == 1)
+    }
+    if constexpr (PN == 1) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[0][e] += acc[1][e];
+    }
     float row_high[2], row_low[2], row_r[2], row_delta[2];
     int row_start[2];
 #pragma unroll
@@ -98,13 +100,14 @@ XLSTM_DEVICE void write_scores(const WalkPlace<W>& at, const StagedChunk& chunk)
             device::pack<Element>(p[0], p[1]);
       }
     }
-    if constexpr (NORMALISES)
+    if constexpr (NORMALISES) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         sum[h] += __shfl_xor_sync(device::kAllLanes, sum[h], 1);
         sum[h] += __shfl_xor_sync(device::kAllLanes, sum[h], 2);
         if (quad == 0) at.row_sums()[(T::WARPS + n0 / PN) * L + m * 16 + group + h * 8] = sum[h];
       }
+    }
   }
 }
 

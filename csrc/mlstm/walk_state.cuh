@@ -37,7 +37,7 @@ struct WalkState {
     const WalkParams& p = at.p;
     const int64_t state_row = at.row * p.c * p.o;
 #pragma unroll
-    for (int mo = 0; mo < MO; ++mo)
+    for (int mo = 0; mo < MO; ++mo) {
 #pragma unroll
       for (int ct = 0; ct < CW / 8; ++ct) {
         if constexpr (XLSTM_DEVICE_ARCH >= 1000) __syncwarp();  // else ptxas holds all addresses at once, and spills
@@ -55,22 +55,27 @@ struct WalkState {
           S[mo][ct][2 * h + 1] = v.y;
         }
       }
-    if (DELTA && vector && at.quad == 0)
+    }
+    if (DELTA && vector && at.quad == 0) {
 #pragma unroll
-      for (int mo = 0; mo < MO; ++mo)
+      for (int mo = 0; mo < MO; ++mo) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int o = at.o_warp + mo * 16 + at.group + h * 8;
           s[DELTA ? mo : 0][2 * h] = o < p.o ? vector[at.row * p.o + o] : 0.0f;
         }
-    if (NORMALISES && vector && at.group == 0)
+      }
+    }
+    if (NORMALISES && vector && at.group == 0) {
 #pragma unroll
-      for (int i = 0; i < 2 * NI; ++i)
+      for (int i = 0; i < 2 * NI; ++i) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int c = column_of_n(at, i, e);
           nv[i][e] = c < p.c ? vector[at.row * p.c + c] : 0.0f;
         }
+      }
+    }
   }
 
   XLSTM_DEVICE void store(const Place& at, float* state, float* vector) const {  // either may be null
@@ -79,11 +84,11 @@ struct WalkState {
     // Through a shuffle, so that the compiler does not keep registers for addresses and columns across the walk.
     const int64_t lead = __shfl_sync(device::kAllLanes, TRANSPOSED ? p.c : p.o, 0);
     const int column = __shfl_sync(device::kAllLanes, at.wc * CW + 2 * at.quad, at.lane);
-    if (state)
+    if (state) {
 #pragma unroll
-      for (int mo = 0; mo < MO; ++mo)
+      for (int mo = 0; mo < MO; ++mo) {
 #pragma unroll
-        for (int ct = 0; ct < CW / 8; ++ct)
+        for (int ct = 0; ct < CW / 8; ++ct) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             const int o = at.o_warp + mo * 16 + at.group + h * 8, c = column + ct * 8;
@@ -96,22 +101,29 @@ struct WalkState {
               state[state_row + (c + 1) * lead + o] = v[1];
             }
           }
-    if (DELTA && vector && at.wc == 0 && at.quad == 0)
+        }
+      }
+    }
+    if (DELTA && vector && at.wc == 0 && at.quad == 0) {
 #pragma unroll
-      for (int mo = 0; mo < MO; ++mo)
+      for (int mo = 0; mo < MO; ++mo) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int o = at.o_warp + mo * 16 + at.group + h * 8;
           if (o < p.o) vector[at.row * p.o + o] = s[DELTA ? mo : 0][2 * h];
         }
-    if (NORMALISES && vector && at.o_block == 0)
+      }
+    }
+    if (NORMALISES && vector && at.o_block == 0) {
 #pragma unroll
-      for (int i = 0; i < 2 * NI; ++i)
+      for (int i = 0; i < 2 * NI; ++i) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int c = column_of_n(at, i, e);
           if (at.group == 0 && c < p.c) vector[at.row * p.c + c] = nv[i][e];
         }
+      }
+    }
   }
 
   // The rows of one pass: acc += reads (A S + delta s). The last pass leaves g S and g s behind.
@@ -121,14 +133,16 @@ struct WalkState {
     for (int ct = 0; ct < CW / 16; ++ct) {
       uint32_t b[MO][2][2];
 #pragma unroll
-      for (int mo = 0; mo < MO; ++mo)
+      for (int mo = 0; mo < MO; ++mo) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h)
+        for (int h = 0; h < 2; ++h) {
 #pragma unroll
           for (int x = 0; x < 2; ++x) {
             const float* v = &S[mo][2 * ct + x][2 * h];
             b[mo][h][x] = device::pack<Element>(v[0], v[1]);
           }
+        }
+      }
 #pragma unroll
       for (int mt = 0; mt < MR; ++mt) {
         uint32_t a[4];
@@ -141,7 +155,7 @@ struct WalkState {
       }
     }
     float s_column[OT][2];
-    if constexpr (DELTA)
+    if constexpr (DELTA) {
 #pragma unroll
       for (int i = 0; i < OT; ++i) {
         const float v = s[i / 2][2 * (i & 1)];
@@ -151,20 +165,23 @@ struct WalkState {
           if (at.wc) s_column[i][e] = 0.0f;  // counted once
         }
       }
+    }
 #pragma unroll
-    for (int mt = 0; mt < MR; ++mt)
+    for (int mt = 0; mt < MR; ++mt) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int t = (pass * MR + mt) * 16 + at.group + h * 8;
         const float reads = record[W::kReads + t], delta = DELTA && !REVERSE ? record[R::kDelta + t] : 1.0f;
 #pragma unroll
-        for (int i = 0; i < OT; ++i)
+        for (int i = 0; i < OT; ++i) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             float& x = acc[mt][i][2 * h + e];
             x = reads * (DELTA ? x + delta * s_column[i][e] : x);
           }
+        }
       }
+    }
     if (pass == T::ROW_PASSES - 1) decay(chunk.g);
   }
 
@@ -193,26 +210,30 @@ struct WalkState {
       }
     }
 #pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
+    for (int mt = 0; mt < MT; ++mt) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float sum = qn[mt][2 * h] + qn[mt][2 * h + 1];
         sum += __shfl_xor_sync(device::kAllLanes, sum, 1);
         if (at.quad == 0) at.row_sums()[at.warp * L + mt * 16 + at.group + h * 8] = sum;
       }
+    }
   }
 
   XLSTM_DEVICE void decay(float g) {  // of S and s
 #pragma unroll
-    for (int mo = 0; mo < MO; ++mo)
+    for (int mo = 0; mo < MO; ++mo) {
 #pragma unroll
-      for (int ct = 0; ct < CW / 8; ++ct)
+      for (int ct = 0; ct < CW / 8; ++ct) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) S[mo][ct][e] *= g;
+      }
+    }
 #pragma unroll
-    for (int mo = 0; mo < (DELTA ? MO : 0); ++mo)
+    for (int mo = 0; mo < (DELTA ? MO : 0); ++mo) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[mo][e] *= g;
+    }
   }
 
   XLSTM_DEVICE void decay_n(float g) {
@@ -278,16 +299,18 @@ struct WalkState {
   // s and n after the chunk as one float32 each, as they would be in memory: a border between calls or segments changes no bit.
   XLSTM_DEVICE void join_parts(const Place& at) {
 #pragma unroll
-    for (int mo = 0; mo < (DELTA ? MO : 0); ++mo)
+    for (int mo = 0; mo < (DELTA ? MO : 0); ++mo) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) s[mo][2 * h] += s[mo][2 * h + 1], s[mo][2 * h + 1] = 0.0f;
+    }
 #pragma unroll
-    for (int i = 0; i < (NORMALISES ? 2 * NI : 0); ++i)
+    for (int i = 0; i < (NORMALISES ? 2 * NI : 0); ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float rest = __shfl_down_sync(device::kAllLanes, nv[i][e], 4);
         nv[i][e] = at.group == 0 ? nv[i][e] + rest : 0.0f;
       }
+    }
   }
 };
 

@@ -65,13 +65,14 @@ XLSTM_DEVICE void sum_over_wc(const WalkPlace<W>& at, float (&acc)[W::T::MR][W::
   device::named_barrier_sync(1 + at.wo, WC * 32);
 #pragma unroll
   for (int i = 0; i < MR * OT; ++i)
-    if (i / T::KEPT == at.wc)
+    if (i / T::KEPT == at.wc) {
 #pragma unroll
       for (int other = 0; other < WC - 1; ++other) {
         const float4 v = device::load_word<float4>(&parts[((i / T::KEPT * (WC - 1) + other) * T::KEPT + i % T::KEPT) * 32]);
         float* x = acc[i / OT][i % OT];
         x[0] += v.x, x[1] += v.y, x[2] += v.z, x[3] += v.w;
       }
+    }
 }
 
 template <class W>
@@ -87,7 +88,7 @@ XLSTM_DEVICE void store_rows(const WalkPlace<W>& at, const StagedChunk& chunk, f
   if constexpr (WC > 1) sum_over_wc(at, acc, pass);
   const bool odd = quad & 1;
 #pragma unroll
-  for (int mt = 0; mt < MR; ++mt)
+  for (int mt = 0; mt < MR; ++mt) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int t = (pass * MR + mt) * 16 + at.group + h * 8;
@@ -134,6 +135,7 @@ XLSTM_DEVICE void store_rows(const WalkPlace<W>& at, const StagedChunk& chunk, f
         if (quad == 0) at.row_sums()[at.warp * L + t] = dot;
       }
     }
+  }
 }
 
 }  // namespace xlstm::mlstm

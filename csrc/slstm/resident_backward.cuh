@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
 
   const auto store_db = [&] {
 #pragma unroll
-    for (int u = 0; u < UNITS; ++u)
+    for (int u = 0; u < UNITS; ++u) {
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) {
         float sum = db[u][gate];  // the four lanes of a unit hold two rows each
@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
         for (int offset = 1; offset < 4; offset *= 2) sum += __shfl_xor_sync(device::kAllLanes, sum, offset);
         if (pair == 0 && real_unit) p.db_parts[(first_row / kTileRows * 4 + gate) * H + head * DH + unit + u] = sum;
       }
+    }
   };
   if (steps == 0) return store_db();  // of the whole block; the tensors may be empty
 

@@ -69,9 +69,10 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   int64_t next[2];  // element of h that the next store goes to; tails and cells lie at 4 and 2 times that
   float bias[P][4];
 #pragma unroll
-  for (int u = 0; u < P; ++u)
+  for (int u = 0; u < P; ++u) {
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) bias[u][gate] = p.b && real_unit ? p.b[(gate * NH + head) * DH + unit + u] : 0.0f;
+  }
 
   CellState<float> state[P][2];
   uint32_t h_word[2], tails[2][TAIL_WORDS];  // results of the last step; stored during the next one
@@ -125,9 +126,10 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   uint32_t x_word[4][2];
   const auto take_x = [&](int t) {
 #pragma unroll
-    for (int g = 0; g < 4; ++g)
+    for (int g = 0; g < 4; ++g) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) x_word[g][e] = Word::load(&smem.x[t % STAGES][g][pair + e][unit]);
+    }
   };
 
   // ---- resets: thread r < 8 of the block fetches the flags of row r
@@ -179,13 +181,14 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   for (int t = 0; t < steps; ++t) {
     float input[P][2][4], sums[P][2][4];  // see TensorForwardProduct
 #pragma unroll
-    for (int u = 0; u < P; ++u)
+    for (int u = 0; u < P; ++u) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         input[u][i / 4][i % 4] = bias[u][i / 2] + Word::unit(x_word[i / 2][i % 2], u);
         // A sum that starts at a large gate rounds every addend to the gate's last place; h in 16 bits is no better than that.
         sums[u][i / 4][i % 4] = T::FLOAT32 ? 0.0f : input[u][i / 4][i % 4];
       }
+    }
     product.multiply(sums, smem.product, &smem.h[t % 2][0][0], warp, lane, [&](int work) {
       if (work == 0) store_last_step(t);
       if (work == 1) take_x(t + 1);  // past the end: values that nobody uses
@@ -207,7 +210,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
     float h[2][P];
     const auto cells = [&](auto forget_gate) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
+      for (int e = 0; e < 2; ++e) {
 #pragma unroll
         for (int u = 0; u < P; ++u) {
           CellSaved<float> saved;
@@ -215,6 +218,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
                                                                state[u][e], saved);
           if constexpr (SAVE) Tails::pack(&tails[e][u * Tails::WORDS], saved.d, saved.sf, saved.u, saved.w);
         }
+      }
     };
     if (p.shape.forget_gate == ForgetGate::kSigmoid)
       cells(std::integral_constant<ForgetGate, ForgetGate::kSigmoid>{});

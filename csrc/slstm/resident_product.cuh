@@ -38,17 +38,20 @@ struct TensorForwardProduct {
 
   XLSTM_DEVICE void load(Shared&, const KernelForward& p, int head, int warp, int lane) {
 #pragma unroll
-    for (int k = 0; k < K; ++k)
+    for (int k = 0; k < K; ++k) {
 #pragma unroll
-      for (int u = 0; u < P; ++u)
+      for (int u = 0; u < P; ++u) {
 #pragma unroll
-        for (int q = 0; q < 2; ++q)
+        for (int q = 0; q < 2; ++q) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const device::Coordinate at = device::a_coordinate(lane, 2 * e);
             const int gate = 2 * q + at.row / 8, unit = P * (8 * warp + at.row % 8) + u;
             A[u][q][k][e] = load_R_pair(static_cast<const Element*>(p.R), p.shape, head, gate, unit, 16 * k + at.column);
           }
+        }
+      }
+    }
   }
   // h (8, PITCH).  between(i), i = 0, 1, 2, is other work of the step, put where the tensor cores leave the issue slots free.
   template <class Between>
@@ -61,13 +64,15 @@ struct TensorForwardProduct {
       device::ldmatrix_x4(w, row + 16 * k);
       const uint32_t b0[2] = {w[0], w[1]}, b1[2] = {w[2], w[3]};
 #pragma unroll
-      for (int u = 0; u < P; ++u)
+      for (int u = 0; u < P; ++u) {
 #pragma unroll
         for (int q = 0; q < 2; ++q) device::mma_m16n8k16<Element>(sums[u][q], A[u][q][k], b0);
+      }
 #pragma unroll
-      for (int u = 0; u < P; ++u)
+      for (int u = 0; u < P; ++u) {
 #pragma unroll
         for (int q = 0; q < 2; ++q) device::mma_m16n8k16<Element>(sums[u][q], A[u][q][k + 1], b1);
+      }
       if (k == 0) between(0);
       if (k == (K > 2 ? 2 : 0)) between(1);
       if (k == (K > 4 ? 4 : K - 2)) between(2);

@@ -56,7 +56,7 @@ struct TensorForward {
     for (int i = 0; i < STEPS; ++i)
       if (i < steps) {
 #pragma unroll
-        for (int pair = 0; pair < PAIRS; ++pair)
+        for (int pair = 0; pair < PAIRS; ++pair) {
 #pragma unroll
           for (int q = 0; q < 2; ++q) {
             const int piece = (i * PAIRS + pair) * 2 + q, in = input(i);
@@ -78,6 +78,7 @@ struct TensorForward {
               }
             }
           }
+        }
         __syncwarp();  // keeps the compiler from requesting all of R at once, which would spill
       }
   }
@@ -100,9 +101,9 @@ struct TensorForward {
       if (i < steps) {
         const uint32_t b[2][2] = {{h[i].x, h[i].y}, {h[i].z, h[i].w}};
 #pragma unroll
-        for (int m = 0; m < 2; ++m)
+        for (int m = 0; m < 2; ++m) {
 #pragma unroll
-          for (int pair = 0; pair < PAIRS; ++pair)
+          for (int pair = 0; pair < PAIRS; ++pair) {
 #pragma unroll
             for (int q = 0; q < 2; ++q) {
               const int piece = (i * PAIRS + pair) * 2 + q;
@@ -114,14 +115,17 @@ struct TensorForward {
                 device::mma_m16n8k16<Element>(sums[pair][q], a, b[m]);
               }
             }
+          }
+        }
       }
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; ++pair)
+    for (int pair = 0; pair < PAIRS; ++pair) {
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         device::store_word<float4>(
             partial + (k_group * kSplitRows + 2 * (lane % 4) + e) * PITCH + 8 * (row_group * PAIRS + pair) + lane / 4,
             float4{sums[pair][0][e], sums[pair][0][2 + e], sums[pair][1][e], sums[pair][1][2 + e]});
+    }
   }
 
   // R h + b of one cell, K groups added in their order.
@@ -168,7 +172,7 @@ struct TensorBackward {
       if (i < tiles_of(DH)) {
         const int in = 16 * target(i) + 2 * (lane / 4);
 #pragma unroll
-        for (int j = 0; j < STEPS; ++j)
+        for (int j = 0; j < STEPS; ++j) {
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
             const int out = place.rank * UNITS + 8 * j + 2 * (lane % 4) + m;
@@ -188,6 +192,7 @@ struct TensorBackward {
               device::store_word<uint4>(stored + ((piece - HELD) * 2 + m) * 32, uint4{a[0], a[1], a[2], a[3]});
             }
           }
+        }
         __syncwarp();  // as above
       }
   }
@@ -220,7 +225,7 @@ struct TensorBackward {
       if (16 * target(i) < DH) {
         float sums[2][4] = {};
 #pragma unroll
-        for (int j = 0; j < STEPS; ++j)
+        for (int j = 0; j < STEPS; ++j) {
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
             const uint32_t pair[2] = {m == 0 ? b[j].x : b[j].z, m == 0 ? b[j].y : b[j].w};
@@ -233,6 +238,7 @@ struct TensorBackward {
               device::mma_m16n8k16<Element>(sums[m], a, pair);
             }
           }
+        }
         send(target(i), lane % 4 * 8 + lane / 4,
              float4{sums[0][0] + sums[1][0], sums[0][1] + sums[1][1], sums[0][2] + sums[1][2], sums[0][3] + sums[1][3]});
       }

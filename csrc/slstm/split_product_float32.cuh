@@ -58,7 +58,7 @@ struct FmaForward {
     for (int i = 0; i < STEPS; ++i)
       if (i < steps) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
+        for (int r = 0; r < 2; ++r) {
 #pragma unroll
           for (int quarter = 0; quarter < 4; ++quarter) {
             const int piece = (i * 2 + r) * 4 + quarter, gate = lane / UNITS + 2 * r;
@@ -73,6 +73,7 @@ struct FmaForward {
               device::store_word<float4>(stored + (piece - HELD) * 32, values);
             if (piece % 4 == 3) __syncwarp();  // keeps the compiler from requesting all of R at once, which would spill
           }
+        }
       }
   }
 
@@ -113,19 +114,21 @@ struct FmaForward {
         }
       }
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+    for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int row = 0; row < kSplitRows; ++row)
         partial[(warp * 4 + lane / UNITS + 2 * r) * GATE_PITCH + row * UNITS + lane % UNITS] = sums[r][row];
+    }
     __syncwarp();  // the staging of the last step has been read
   }
 
   XLSTM_DEVICE void gates(float (&raw)[4], int row, int unit) const {
     raw[0] = raw[1] = raw[2] = raw[3] = 0.0f;
 #pragma unroll
-    for (int k = 0; k < K_GROUPS; ++k)
+    for (int k = 0; k < K_GROUPS; ++k) {
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) raw[gate] += partial[(k * 4 + gate) * GATE_PITCH + row * UNITS + unit];
+    }
     const float4 b = device::load_word<float4>(bias + unit);
     raw[0] += b.x, raw[1] += b.y, raw[2] += b.z, raw[3] += b.w;
   }
@@ -212,10 +215,11 @@ struct FmaBackward {
           for (int unit = 0; unit < UNITS; ++unit) add(unit, device::load_word<float4>(weights + unit * 32));
         }
         const int first = target(2 * i);
-        if (16 * (first + lane / 16) < DH)
+        if (16 * (first + lane / 16) < DH) {
 #pragma unroll
           for (int pair = 0; pair < kSplitRows / 2; ++pair)
             send(first + lane / 16, pair * 16 + lane % 16, float2{sums[2 * pair], sums[2 * pair + 1]});
+        }
       }
   }
 };

@@ -74,13 +74,14 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const KernelForward p
 
   uint4 R[4][VECTORS];
 #pragma unroll
-  for (int gate = 0; gate < 4; ++gate)
+  for (int gate = 0; gate < 4; ++gate) {
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
       const int column = (v * 32 + lane) * VECTOR;
       const Element* row = static_cast<const Element*>(p.R) + ((int64_t(gate) * NH + head) * DH + unit) * DH;
       R[gate][v] = column < DH ? device::load_word<uint4>(row + column) : uint4{0, 0, 0, 0};
     }
+  }
 
   for (int64_t first = 0; first < p.shape.B; first += kRows) {
     __syncthreads();  // everyone has left h of the rows before

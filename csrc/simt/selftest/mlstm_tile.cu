@@ -98,12 +98,13 @@ __global__ void __launch_bounds__(128) tile_kernel(const Element* q, const Eleme
       for (int d = 0; d < D / 8; ++d) acc[d][2 * r] *= rescale, acc[d][2 * r + 1] *= rescale;
     }
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+    for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         score[n][i] *= 0.125f * expf(log_weight[n][i] - m[i / 2]);
         sum[i / 2] += score[n][i];
       }
+    }
 #pragma unroll
     for (int key = 0; key < kKeys; key += 16) {  // accumulators are laid out as the next product's operand a
       const float *x = score[key / 8], *y = score[key / 8 + 1];
