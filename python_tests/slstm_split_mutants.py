@@ -42,8 +42,8 @@ MUTANTS: dict[str, Bug] = {
     "grid forward: one step too early": (GRID, "uint32_t(e) * CELL_WARPS", "uint32_t(e - 1) * CELL_WARPS"),
     "grid backward: release removed": (
         GRID,
-        "device::add_release(counters + product.target(lane) / PIECES * kCounterPitch, 1);",
-        "atomicAdd(counters + product.target(lane) / PIECES * kCounterPitch, 1u);",
+        "device::add_release(counters + product.target(lane) / PIECES * kCounterPitch + e % 2, 1);",
+        "atomicAdd(counters + product.target(lane) / PIECES * kCounterPitch + e % 2, 1u);",
     ),
     "grid backward: warp barrier before the release removed": (
         GRID,

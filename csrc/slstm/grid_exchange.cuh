@@ -1,7 +1,7 @@
 // grid_exchange.cuh - how the blocks of one group hand h and dh to each other through L2, in one cooperative launch.
 //
-// Groups never wait for each other, and there is no grid-wide barrier: one counter per block, which only grows (zeroed before the
-// launch), and red.release / ld.acquire on it. All blocks of a launch are resident (grid_plan.cuh), so a waiting block is waited
+// Groups never wait for each other, and there is no grid-wide barrier: counters per block, which only grow (zeroed before the
+// launch), and red.release / ld.acquire on them. All blocks of a launch are resident (grid_plan.cuh), so a waiting block is waited
 // for by nobody who could not run.
 //
 // Forward. h goes through the output itself, every element is written once: there is nothing to overwrite early.
@@ -13,9 +13,13 @@
 //   is after every cell warp of the block has read them: reads -> __syncwarp -> red.release -> ld.acquire -> __syncwarp ->
 //   writes.
 //
-// Backward. The parts of dh go through a workspace with two buffers. counter[owner] counts the pieces of 16 units that arrived.
-//   sender    st part (product warp)  ->  __syncwarp  ->  red.release.gpu counter[owner] += 1            (one per piece)
-//   owner     ld.acquire.gpu counter[self] >= e * blocks * pieces  ->  __syncwarp  ->  ld parts
+// Backward. The parts of dh go through a workspace with two buffers, and each buffer has a counter of its own:
+// counter[owner][e % 2] counts the pieces of 16 units that arrived in exchanges e, e - 2, ...
+//   sender    st part (product warp)  ->  __syncwarp  ->  red.release.gpu counter[owner][e % 2] += 1     (one per piece)
+//   owner     ld.acquire.gpu counter[self][e % 2] >= (e + 1) / 2 * blocks * pieces  ->  __syncwarp  ->  ld parts
+//   While an owner waits for e no piece of e + 2 can be counted: a sender has one only after it acquired e + 1, of which the
+//   owner's own pieces are a part, sent after this very wait. So the count is reached by the pieces of e and of nothing else.
+//   With one counter for both buffers it would not be: a fast warp's piece of e + 1 would stand in for a slow one's of e.
 //   A buffer is written again two exchanges later: the owner's cell warps read exchange e - 2  ->  owner's __syncthreads  ->
 //   owner's product warps red.release their pieces of e - 1, to every block  ->  the sender's cell warps acquire e - 1  ->  the
 //   sender's __syncthreads  ->  its product warps write e. So no further signal is needed.
@@ -27,7 +31,7 @@
 
 namespace xlstm::slstm {
 
-constexpr int kCounterPitch = 8;  // 32 bytes: the counters of two blocks share no sector
+constexpr int kCounterPitch = 8;  // 32 bytes: the counters of two blocks share no sector. Forward uses one, backward two.
 
 XLSTM_DEVICE bool reached(const uint32_t* counter, uint32_t target XLSTM_SITE) {
   return int32_t(device::load_acquire(counter XLSTM_FORWARD_SITE) - target) >= 0;
@@ -74,7 +78,7 @@ struct GridBackwardExchange {
   static constexpr int kPartFloats = UNITS * kSplitRows;  // what one block sends another in one step
 
   const SplitPlace& place;
-  uint32_t* counters;  // of the group
+  uint32_t* counters;  // of the group, [rank * kCounterPitch + e % 2]
   float* parts;        // of the group, [2][owner][sender][PIECES][row pair][16 units][2 rows]
   uint32_t pieces;     // that this block waits for in one step, of all senders
 
@@ -87,7 +91,7 @@ struct GridBackwardExchange {
   }
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
     if (device::lane_id() == 0)
-      while (!reached(counters + place.rank * kCounterPitch, uint32_t(e) * pieces)) {
+      while (!reached(counters + place.rank * kCounterPitch + e % 2, uint32_t(e + 1) / 2 * pieces)) {
       }
     __syncwarp();
     const float* from = part(e, place.rank, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
@@ -104,11 +108,11 @@ struct GridBackwardExchange {
   XLSTM_DEVICE void send(int e, int piece, int at, const Vector& values) const {
     device::store_word<Vector>(part(e, piece / PIECES, place.rank) + piece % PIECES * 128 + at * int(sizeof(Vector) / 4), values);
   }
-  XLSTM_DEVICE void sent(int, const Product& product, int DH) const {
+  XLSTM_DEVICE void sent(int e, const Product& product, int DH) const {
     __syncwarp();
     const int lane = int(device::lane_id());
     if (lane < Product::SENT && 16 * product.target(lane) < DH)
-      device::add_release(counters + product.target(lane) / PIECES * kCounterPitch, 1);
+      device::add_release(counters + product.target(lane) / PIECES * kCounterPitch + e % 2, 1);
   }
 };
 
