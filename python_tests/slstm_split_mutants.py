@@ -42,8 +42,8 @@ MUTANTS: dict[str, Bug] = {
     "grid forward: one step too early": (GRID, "uint32_t(e) * CELL_WARPS", "uint32_t(e - 1) * CELL_WARPS"),
     "grid backward: release removed": (
         GRID,
-        "device::add_release(counters + product.target(lane) / PIECES * kCounterPitch + e % 2, 1);",
-        "atomicAdd(counters + product.target(lane) / PIECES * kCounterPitch + e % 2, 1u);",
+        "device::add_release(counter(product.target(lane) / PIECES, e), 1);",
+        "atomicAdd(counter(product.target(lane) / PIECES, e), 1u);",
     ),
     "grid backward: warp barrier before the release removed": (
         GRID,
@@ -56,7 +56,7 @@ MUTANTS: dict[str, Bug] = {
         "    const float* from",
     ),
     "grid backward: one buffer": (GRID, "int64_t(e % 2)", "int64_t(0)"),
-    "grid backward: one step too early": (GRID, "uint32_t(e) * pieces", "uint32_t(e - 1) * pieces"),
+    "grid backward: one step too early": (GRID, "uint32_t(e + 1) / 2 * pieces", "uint32_t(e - 1) / 2 * pieces"),
     "cluster forward: wait removed": (CLUSTER, "    barriers.wait(e);\n    const uint4* from", "    const uint4* from"),
     "cluster backward: wait removed": (CLUSTER, "    barriers.wait(e);\n    const float* from", "    const float* from"),
     "cluster: acquire at block scope": (CLUSTER, "device::mbarrier_wait_cluster(", "device::mbarrier_wait("),

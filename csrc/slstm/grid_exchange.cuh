@@ -1,8 +1,8 @@
 // grid_exchange.cuh - how the blocks of one group hand h and dh to each other through L2, in one cooperative launch.
 //
 // Groups never wait for each other, and there is no grid-wide barrier: counters per block, which only grow (zeroed before the
-// launch), and red.release / ld.acquire on them. All blocks of a launch are resident (grid_plan.cuh), so a waiting block is waited
-// for by nobody who could not run.
+// launch), and red.release / ld.acquire on them. All blocks of a launch are resident (grid_plan.cuh), so a waiting block is
+// waited for by nobody who could not run.
 //
 // Forward. h goes through the output itself, every element is written once: there is nothing to overwrite early.
 //   owner     st h (cell warp)  ->  __syncwarp  ->  red.release.gpu counter[owner] += 1     (lane 0, once per cell warp and step)
@@ -78,7 +78,7 @@ struct GridBackwardExchange {
   static constexpr int kPartFloats = UNITS * kSplitRows;  // what one block sends another in one step
 
   const SplitPlace& place;
-  uint32_t* counters;  // of the group, [rank * kCounterPitch + e % 2]
+  uint32_t* counters;  // of the group
   float* parts;        // of the group, [2][owner][sender][PIECES][row pair][16 units][2 rows]
   uint32_t pieces;     // that this block waits for in one step, of all senders
 
@@ -86,12 +86,14 @@ struct GridBackwardExchange {
       : place(at), counters(counters_), parts(parts_) {
     pieces = uint32_t(place.blocks * min(PIECES, ceil_divide(DH - place.rank * UNITS, 16)));
   }
+  XLSTM_DEVICE uint32_t* counter(int owner, int e) const { return counters + owner * kCounterPitch + e % 2; }
+  XLSTM_DEVICE uint32_t complete(int e) const { return uint32_t(e + 1) / 2 * pieces; }  // what it counts once e has arrived
   XLSTM_DEVICE float* part(int e, int owner, int sender) const {
     return parts + ((int64_t(e % 2) * place.blocks + owner) * place.blocks + sender) * kPartFloats;
   }
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
     if (device::lane_id() == 0)
-      while (!reached(counters + place.rank * kCounterPitch + e % 2, uint32_t(e + 1) / 2 * pieces)) {
+      while (!reached(counter(place.rank, e), complete(e))) {
       }
     __syncwarp();
     const float* from = part(e, place.rank, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
@@ -111,8 +113,7 @@ struct GridBackwardExchange {
   XLSTM_DEVICE void sent(int e, const Product& product, int DH) const {
     __syncwarp();
     const int lane = int(device::lane_id());
-    if (lane < Product::SENT && 16 * product.target(lane) < DH)
-      device::add_release(counters + product.target(lane) / PIECES * kCounterPitch + e % 2, 1);
+    if (lane < Product::SENT && 16 * product.target(lane) < DH) device::add_release(counter(product.target(lane) / PIECES, e), 1);
   }
 };
 
