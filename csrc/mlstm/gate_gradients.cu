@@ -76,7 +76,10 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
                             __shfl_down_sync(device::kAllLanes, int(after.reset), offset) != 0};
       if (lane + offset < 32) after = after + above;
     }
-    if (lane == 0) of_warp[warp] = after;
+    if (lane == 0) {  // member by member: nobody has written the padding
+      of_warp[warp].sum = after.sum;
+      of_warp[warp].reset = after.reset;
+    }
     Suffix above = {__shfl_down_sync(device::kAllLanes, after.sum, 1),
                     __shfl_down_sync(device::kAllLanes, int(after.reset), 1) != 0};
     if (lane == 31) above = {0.0, false};

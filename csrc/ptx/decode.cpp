@@ -65,8 +65,13 @@ void Decoding::widths(std::initializer_list<int> bits) {
 
 void decode(Instruction& i, const std::string& opcode) {
   Decoding d(i, opcode);
-  for (const auto family : {decode_arithmetic, decode_convert, decode_move, decode_memory, decode_collective, decode_matrix,
-                            decode_control, decode_barrier, decode_mbarrier}) {
+  for (const auto family : {decode_arithmetic, decode_convert, decode_move}) {
+    i.run = family(d);
+    if (!i.run) continue;
+    if (i.undefined == Undefined::Report) i.undefined = Undefined::Pass;
+    return;
+  }
+  for (const auto family : {decode_memory, decode_collective, decode_matrix, decode_control, decode_barrier, decode_mbarrier}) {
     i.run = family(d);
     if (i.run) return;
   }

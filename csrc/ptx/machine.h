@@ -36,8 +36,9 @@ struct Operand {
 
 enum class Space : uint8_t { Generic, Global, Shared, SharedCluster, Param };
 
-// What an instruction does with a register that nobody wrote: most report it, a few pass it on.
-enum class Undefined : uint8_t { Report, Copy, Select, Store };
+// What an instruction does with a register that nobody wrote. Arithmetic passes it on to its result; what decides, addresses,
+// synchronises, multiplies matrices or goes to global memory reports it.
+enum class Undefined : uint8_t { Report, Pass, Select, Store };
 
 struct Instruction {
   Handler run = nullptr;

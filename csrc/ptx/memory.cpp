@@ -172,7 +172,7 @@ void store(Warp& w, const Instruction& i) {
       std::memcpy(p + k * sizeof(T), &v, sizeof v);
       if (!settings.reads) continue;
       const bool known = o.kind != Operand::Register || w.defined[o.id] >> l & 1;
-      if (!known && !shared_block(w, p)) fault(&w, &i, of_lane(l) + "stores a register that nobody wrote");
+      if (!known && !shared_block(w, p)) fault(&w, &i, of_lane(l) + "stores a value that nobody wrote");
       set_defined(w, p + k * sizeof(T), sizeof(T), known);
     }
   });

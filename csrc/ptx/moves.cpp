@@ -120,7 +120,6 @@ Handler decode_mov(Decoding& d) {
       return parameter_address;
     }
     d.widths({b, b});
-    i.undefined = Undefined::Copy;
     return b == 64 ? Handler(unary<uint64_t, uint64_t, identity<uint64_t>>) : unary<uint32_t, uint32_t, identity<uint32_t>>;
   }
   const size_t pieces = i.o.size() - 1, brace = i.text.find('{');

@@ -95,33 +95,35 @@ void start_warp(Warp& w, Block& b, const Launch& launch, int index, uint32_t ser
 }
 
 // ---- reads of registers that nobody wrote
-void need_defined(const Warp& w, const Instruction& i, const Operand& o, uint32_t lanes_that_read) {
+uint32_t defined_lanes(const Warp& w, const Operand& o) {
   const bool read = o.kind == Operand::Register || o.kind == Operand::Predicate || (o.kind == Operand::Address && o.has_register);
-  if (!read) return;
-  const uint32_t missing = lanes_that_read & ~w.defined[o.id];
-  if (missing) fault(&w, &i, "lane " + std::to_string(__builtin_ctz(missing)) + " reads a register that nobody wrote");
+  return read ? w.defined[o.id] : 0xffffffffu;
 }
 
-// Checks what the instruction reads and marks what it writes. A copy, and a select's other side, pass the state on.
+void need_defined(const Warp& w, const Instruction& i, const Operand& o) {
+  const uint32_t missing = w.exec & ~defined_lanes(w, o);
+  if (missing) fault(&w, &i, "lane " + std::to_string(__builtin_ctz(missing)) + " uses a value that nobody wrote");
+}
+
+// Checks what the instruction reads and marks what it writes. Of a select only the side that is taken counts.
 void track(Warp& w, const Instruction& i) {
   const uint32_t exec = w.exec;
   uint32_t known = exec;
   switch (i.undefined) {
-    case Undefined::Copy:
-      if (i.o[1].kind == Operand::Register) known &= w.defined[i.o[1].id];
+    case Undefined::Pass:
+      for (size_t n = i.results; n < i.o.size(); ++n) known &= defined_lanes(w, i.o[n]);
       break;
     case Undefined::Select: {
-      need_defined(w, i, i.o[3], exec);
+      need_defined(w, i, i.o[3]);
       const uint32_t p = predicate(w, i.o[3]);
-      const auto of = [&](const Operand& o) { return o.kind == Operand::Register ? w.defined[o.id] : 0xffffffffu; };
-      known &= (p & of(i.o[1])) | (~p & of(i.o[2]));
+      known &= (p & defined_lanes(w, i.o[1])) | (~p & defined_lanes(w, i.o[2]));
       break;
     }
     case Undefined::Store:
-      need_defined(w, i, i.o[0], exec);
+      need_defined(w, i, i.o[0]);
       break;
     case Undefined::Report:
-      for (size_t n = i.results; n < i.o.size(); ++n) need_defined(w, i, i.o[n], exec);
+      for (size_t n = i.results; n < i.o.size(); ++n) need_defined(w, i, i.o[n]);
       break;
   }
   for (size_t n = 0; n < i.results; ++n) {
