@@ -4,6 +4,24 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--ptx", metavar="80|90a|100f|120f", help='backend "simt" runs nvcc\'s PTX of this architecture (docs/ptx.md)')
+
+
+def pytest_configure(config):
+    if target := config.getoption("--ptx"):
+        import ptx_backend
+
+        if target not in ptx_backend.TARGETS:
+            raise pytest.UsageError(f"--ptx: got {target!r}, expected one of {', '.join(ptx_backend.TARGETS)}")
+        ptx_backend.play(target)
+
+
+def pytest_report_header(config):
+    if target := config.getoption("--ptx"):
+        return f'backend "simt" of this run: nvcc\'s PTX for sm_{target}, interpreted'
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """torch.empty gives NaN, so that an output or workspace that is read before it is written shows."""

@@ -42,8 +42,8 @@ def has_sm90(backend: str) -> bool:
 def run_primitive(backend: str, name: str, words: Any, out_words: int, n: int = 0, fill: int = 0xFFFFFFFF) -> np.ndarray:
     """Runs a test kernel on 32-bit words (float32 arrays bit by bit); returns ``out_words`` words, ``fill`` where unwritten."""
     words = np.ascontiguousarray(words)
-    source = torch.from_numpy(words.view(np.int32).reshape(-1).copy())
-    out = torch.from_numpy(np.full(out_words, fill, np.uint32).view(np.int32).copy())
+    source = torch.from_numpy(words.view(np.int32).reshape(-1)).clone()  # PyTorch's memory, whose bounds are known
+    out = torch.from_numpy(np.full(out_words, fill, np.uint32).view(np.int32)).clone()
     if backend == "cuda":
         source, out = source.cuda(), out.cuda()
         stream = torch.cuda.current_stream().cuda_stream
