@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .environment import ROOT, commit
+from .checkout import ROOT, commit
 
 MODEL = """
 import sys, time, torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,16 @@ import torch
 import xlstm_cuda
 from xlstm_cuda.native import cpu_isa
 
-from . import peers
-
-ROOT = Path(__file__).parent.parent
-
-
-def output_of(*command: str) -> str:
-    """What a command prints, stripped; empty when it fails or is not there."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def commit() -> str:
-    """Short hash of the checkout, with "+" when a tracked file outside bench/results and docs differs from it."""
-    changed = output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs")
-    return (output_of("git", "rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+from . import checkout, peers
+from .checkout import output_of
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
     """The machine and the versions; the load is that before the first measurement."""
     found: dict[str, Any] = {
-        "commit": commit(),
+        "commit": checkout.commit(),
+        "sources": checkout.sources(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "xlstm_cuda": xlstm_cuda.__version__,
         "python": platform.python_version(),

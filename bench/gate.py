@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .contenders import Case, Contender, Prepared
+from .draw import Normal
 
 #: Largest error relative to the norm of the truth. Peers round more often than we do; our own bounds are those of python_tests.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -87,9 +88,8 @@ def results(prepared: Prepared, backward: bool) -> dict[str, Tensor]:
 
 
 def incoming(like: Tensor) -> Tensor:
-    """The gradient that enters the output: the same numbers for every contender, dtype and device."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
+    """The gradient that enters the output: the same numbers for every contender and dtype, and at a gate's shape every device."""
+    return Normal(like.device, seed=1)(*like.shape).to(like.dtype)
 
 
 def relative_error(value: Tensor, truth: Tensor, terms: Tensor | None = None) -> float:

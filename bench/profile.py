@@ -25,7 +25,7 @@ from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.settings import VOCAB_SIZE, Settings
 from xlstm_cuda.cli.training import Training
 
-from .environment import commit
+from .checkout import commit
 from .suites.decode import default_model, tokens
 
 MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")

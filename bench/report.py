@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import profile, records, table
-from .environment import ROOT, title
+from .checkout import ROOT
+from .environment import title
 from .records import Record
 from .roofline import share
 

@@ -1,7 +1,64 @@
-"""Fixtures of every test: uninitialised memory is NaN, random numbers are seeded, one thread whatever the machine."""
+"""Fixtures of every test: uninitialised memory is NaN, random numbers are seeded, one thread whatever the machine.
+
+XLSTM_PLAYED_GPU="A100", "RTX 4090" or "H100" lets the host executor play a GPU for the tests of backend "cuda" (played_gpu.py), with
+XLSTM_PLAYED_SAMPLE=2 for the first and at most one other of the cases of every test.
+"""
+
+import os
+import random
+from contextlib import ExitStack
 
 import pytest
 import torch
+
+GPU = os.environ.get("XLSTM_PLAYED_GPU")
+
+
+def pytest_configure(config):
+    """Before any test file is imported: they look for a device then."""
+    if GPU:
+        import played_gpu
+
+        stack = ExitStack()
+        stack.enter_context(played_gpu.played(played_gpu.GPUS[GPU]))
+        config.add_cleanup(stack.close)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not GPU:
+        return
+    import played_gpu
+
+    for item in items:
+        for part, reason in played_gpu.NOT_PLAYED.items():
+            if part in item.name:
+                item.add_marker(pytest.mark.skip(reason=f"not played: {reason}"))
+    sample = int(os.environ.get("XLSTM_PLAYED_SAMPLE", "0"))
+    if not sample:
+        return
+    tests = {}
+    for item in items:
+        if "cuda" in item.nodeid or "test_gpu.py" in item.nodeid:
+            tests.setdefault((item.path, item.originalname), []).append(item)
+    kept = {
+        item
+        for cases in tests.values()
+        for item in [cases[0], *random.Random(len(cases)).sample(cases[1:], min(sample, len(cases)) - 1)]
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+@pytest.fixture(autouse=True)
+def played_device():
+    """Tensors on "cuda" are played ones while a test runs."""
+    if not GPU:
+        yield
+        return
+    import played_gpu
+
+    with played_gpu.modes():
+        yield
 
 
 def pytest_addoption(parser):

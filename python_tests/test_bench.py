@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("bench", reason="bench/ is only in a checkout")
 
 from bench import __main__ as command
-from bench import compare, gate, measure, memory, peers, plots, records, report, roofline, table
+from bench import compare, draw, gate, measure, memory, peers, plots, records, report, roofline, table
 from bench.contenders import Case, Contender, Prepared, Unusable
 from bench.suites import SUITES, block, decode, mlstm, slstm
 from bench.timing import Timing, interleaved, ratio
@@ -244,3 +244,17 @@ def test_performance_page_says_where_there_is_no_gpu_result(tmp_path):
     records.save(tmp_path / "gpu" / records.FILE, [record(device="cuda", environment=gpu)])
     page = report.render(tmp_path)
     assert "There is no result yet" not in page and "## H100" in page
+
+
+def test_operands_of_a_gate_are_the_same_everywhere_and_large_ones_are_drawn_where_they_are_used():
+    cuda = torch.device("cuda")
+    cases = [case for make in SUITES.values() for case in make(cuda, False)]
+    for case_ in cases:  # the largest operand of any suite: B S 4 NH DH, or R
+        sizes = case_.gate_shape
+        width = max(sizes.get("D", 0), 4 * sizes.get("NH", 1) * max(sizes.get("DH", 0), sizes.get("DHHV", 0)))
+        assert not draw.drawn_on_device((sizes["B"], sizes["S"], width), cuda), case_.name
+        assert not draw.drawn_on_device((4, sizes.get("NH", 1), sizes.get("DH", 0), sizes.get("DH", 0)), cuda), case_.name
+    large = next(case_ for case_ in cases if case_.suite == "mlstm").shape
+    size = large["B"], large["S"], large["NH"], large["DHHV"]
+    assert draw.drawn_on_device(size, cuda) and not draw.drawn_on_device(size, CPU)
+    assert torch.equal(draw.Normal(CPU)(3, 4), draw.Normal(CPU)(3, 4))

@@ -170,7 +170,7 @@ def test_any_strides(backend):
     expected = step((q, k, v, i, f, state), backend)
 
     def strided(x, unit_last):  # the same numbers in other memory
-        wide = torch.empty(x.shape[1], x.shape[0], *x.shape[2:-1], x.shape[-1] * 2 + 3, dtype=x.dtype)
+        wide = torch.empty(x.shape[1], x.shape[0], *x.shape[2:-1], x.shape[-1] * 2 + 3, dtype=x.dtype, device=x.device)
         view = (
             wide.transpose(0, 1)[..., 1 : 1 + x.shape[-1]] if unit_last else wide.transpose(0, 1)[..., 1::2][..., : x.shape[-1]]
         )

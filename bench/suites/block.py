@@ -11,6 +11,7 @@ import xlstm_cuda
 
 from .. import peers
 from ..contenders import Case, Contender, Prepared, Shape
+from ..draw import Normal
 from ..transformer import TransformerBlock
 
 NH = 4
@@ -44,8 +45,7 @@ def official_slstm_block(D: int, device: torch.device) -> nn.Module:
 
 def prepared(module: nn.Module, shape: Shape, device: torch.device, dtype: torch.dtype, **options: object) -> Prepared:
     """The module on x (B, S, D), gradients for x and every parameter."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape["B"], shape["S"], shape["D"], generator=generator).to(device, dtype).requires_grad_()
+    x = Normal(device)(shape["B"], shape["S"], shape["D"]).to(dtype).requires_grad_()
     module = module.to(device, dtype)
     return Prepared(lambda: module(x, **options), {"x": x, **dict(module.named_parameters())})
 

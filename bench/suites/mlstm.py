@@ -11,6 +11,7 @@ from xlstm_cuda import functional
 
 from .. import peers
 from ..contenders import Build, Case, Contender, Prepared, Shape, Unusable
+from ..draw import Normal
 
 NAMES = ("q", "k", "v", "i", "f")
 
@@ -21,11 +22,12 @@ def operands(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str
     Rounded to the dtype that is timed even where a float64 truth is computed, so that every contender reads the same numbers.
     """
     B, S, NH, DHQK, DHHV = (shape[axis] for axis in ("B", "S", "NH", "DHQK", "DHHV"))
-    generator = torch.Generator().manual_seed(0)
+    normal = Normal(device)
     sizes = (B, S, NH, DHQK), (B, S, NH, DHQK), (B, S, NH, DHHV), (B, S, NH), (B, S, NH)
-    tensors = {name: torch.randn(size, generator=generator) for name, size in zip(NAMES, sizes)}
-    tensors["f"] += 3
-    return {name: x.bfloat16().to(device, dtype).requires_grad_() for name, x in tensors.items()}
+    mean = {"f": 3}
+    return {
+        name: (normal(*size) + mean.get(name, 0)).bfloat16().to(dtype).requires_grad_() for name, size in zip(NAMES, sizes)
+    }  # fmt: skip
 
 
 def ours(backend: str | None = None, **options: object) -> Build:

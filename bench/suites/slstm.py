@@ -10,16 +10,17 @@ from xlstm_cuda import functional
 
 from .. import peers
 from ..contenders import Build, Case, Contender, Prepared, Shape
+from ..draw import Normal
 
 
 def operands(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """x (B, S, 4, NH, DH), R (4, NH, DH, DH), b (4, NH, DH), rounded to what every contender can read."""
     B, S, NH, DH = (shape[axis] for axis in ("B", "S", "NH", "DH"))
-    generator = torch.Generator().manual_seed(0)
+    normal = Normal(device)
     sizes = {"x": (B, S, 4, NH, DH), "R": (4, NH, DH, DH), "b": (4, NH, DH)}
-    tensors = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    tensors = {name: normal(*size) for name, size in sizes.items()}
     tensors["R"] /= 2 * DH**0.5
-    return {name: x.bfloat16().to(device, dtype).requires_grad_() for name, x in tensors.items()}
+    return {name: x.bfloat16().to(dtype).requires_grad_() for name, x in tensors.items()}
 
 
 def ours(backend: str | None = None) -> Build:
@@ -85,7 +86,7 @@ def layer(make: object) -> Build:
         torch.manual_seed(0)
         B, S, D = shape["B"], shape["S"], shape["NH"] * shape["DH"]
         module = make(D, shape["NH"]).to(device, dtype)  # type: ignore[operator]
-        x = torch.randn(B, S, D).to(device, dtype).requires_grad_()
+        x = Normal(device)(B, S, D).to(dtype).requires_grad_()
         return Prepared(lambda: module(x)[0], {"x": x, **dict(module.named_parameters())})
 
     return build

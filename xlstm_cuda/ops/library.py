@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("xlstm_cuda", "DEF")
+IMPLEMENTATIONS: dict[str, Callable] = {}  #: by the op's name, for tests that stand between an op and its device
 
 
 def define(name: str, schema: str, impl: Callable, fake: Callable) -> Callable:
@@ -26,6 +27,7 @@ def define(name: str, schema: str, impl: Callable, fake: Callable) -> Callable:
         with torch._C._DisableAutocast():
             return impl(*args)
 
+    IMPLEMENTATIONS[name] = without_autocast
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, without_autocast, "CompositeExplicitAutograd")
     torch.library.register_fake(f"xlstm_cuda::{name}", fake, lib=LIBRARY)
