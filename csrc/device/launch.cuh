@@ -22,6 +22,7 @@ struct LaunchConfig {
   void* stream = nullptr;
   dim3 cluster = dim3(1, 1, 1);
   bool cooperative = false;
+  int device = -1;  // index of the device; -1: the current one
 };
 
 inline std::string describe(const LaunchConfig& c) {
@@ -69,7 +70,8 @@ void launch(const LaunchConfig& config, const char* name, void (*kernel)(P...), 
   launch_config.attrs = attributes;
   launch_config.numAttrs = count;
   cudaError_t error = cudaSuccess;
-  if (config.shared_bytes > kDefaultSharedBytes)
+  if (config.device >= 0) error = cudaSetDevice(config.device);
+  if (error == cudaSuccess && config.shared_bytes > kDefaultSharedBytes)
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  int(config.shared_bytes));
   if (error == cudaSuccess && cluster_blocks > kPortableCluster)

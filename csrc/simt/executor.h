@@ -68,6 +68,7 @@ struct LaunchConfig {
   void* stream = nullptr;  // of no meaning here
   dim3 cluster = dim3(1, 1, 1);
   bool cooperative = false;
+  int device = -1;  // index of the device; -1: the current one
 };
 int shared_memory_limit();  // bytes that a block can ask for on the architecture in the options
 using Invoke = void (*)(const void* closure);

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Product::THREADS, 1)
 }
 
 template <class Element>
-void launch(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
+void launch(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
   constexpr const char* name = "slstm_cluster_backward";
   with_cluster_product<ClusterBackwardExchange, Small<Element>, Large<Element>>(
       p.shape, limits, name, [&](auto* product, int shared_bytes) {
@@ -39,7 +39,7 @@ void launch(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
 
 }  // namespace
 
-void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
+void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
   if (p.shape.B == 0 || p.shape.NH == 0) return;
   switch (p.element) {
     case ElementType::BFloat16:

@@ -31,7 +31,7 @@ void with_cluster_product(const Shape& shape, const DeviceLimits& limits, const 
 }
 
 template <class Product, class Params, class Kernel>
-void launch_cluster(const char* name, Kernel kernel, const Params& p, int shared_bytes, void* stream) {
+void launch_cluster(const char* name, Kernel kernel, const Params& p, int shared_bytes, Stream stream) {
   const int blocks = ceil_divide(int(p.shape.DH), Product::UNITS);
   const int64_t groups = split_groups(p.shape);
   if (groups * blocks > 0x7fffffff) throw std::invalid_argument(std::string(name) + ": B * NH is more than one launch holds");
@@ -40,7 +40,8 @@ void launch_cluster(const char* name, Kernel kernel, const Params& p, int shared
   config.block = dim3(Product::THREADS);
   config.cluster = dim3(unsigned(blocks));
   config.shared_bytes = size_t(shared_bytes);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   device::launch(config, name, kernel, p, blocks);
 }
 
