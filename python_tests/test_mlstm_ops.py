@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xlstm_cuda import functional
 
-OPTIONS = (0.25, "exp", True, 1e-6, None, "cpu")
+OPTIONS = (0.25, "exp", True, 1e-6, None, True, "cpu")
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
@@ -23,7 +23,7 @@ def test_mlstm_ops_pass_opcheck(state, lengths):
     opcheck(torch.ops.xlstm_cuda.mlstm_forward.default, (*operands, *OPTIONS))
     h, C, n, _, dot = torch.ops.xlstm_cuda.mlstm_forward(*operands, *OPTIONS)
     incoming = (torch.randn_like(h), torch.randn_like(C), torch.randn_like(n))
-    opcheck(torch.ops.xlstm_cuda.mlstm_backward.default, (*incoming, *operands, h, dot, C, n, *OPTIONS, True))
+    opcheck(torch.ops.xlstm_cuda.mlstm_backward.default, (*incoming, *operands, h, dot, C, n, *OPTIONS))
 
 
 def loss(*tensors: torch.Tensor) -> torch.Tensor:

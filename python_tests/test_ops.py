@@ -15,7 +15,7 @@ from xlstm_cuda.ops import chunkwise
 
 #: Everything torch.library.opcheck knows, AOT with static shapes included, which is not among its defaults.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic")
-MLSTM_OPTIONS = (0.25, "exp", True, 1e-6, None)
+MLSTM_OPTIONS = (0.25, "exp", True, 1e-6, None, True)
 
 
 @pytest.fixture(params=["cpu", "simt", "cuda"])
@@ -56,14 +56,14 @@ def check_mlstm_sequence(backend, state=True, lengths=None):
     opcheck("mlstm_forward", *operands, *MLSTM_OPTIONS, backend)
     h, C, n, _, dot = torch.ops.xlstm_cuda.mlstm_forward(*operands, *MLSTM_OPTIONS, backend)
     incoming = (torch.randn_like(h), torch.randn_like(C), torch.randn_like(n))
-    opcheck("mlstm_backward", *incoming, *operands, h, dot, C, n, *MLSTM_OPTIONS, backend, True)
+    opcheck("mlstm_backward", *incoming, *operands, h, dot, C, n, *MLSTM_OPTIONS, backend)
 
 
 def check_mlstm_step(backend):
     if backend not in mlstm_cases.KERNELS:
         pytest.skip(f"on backend {backend} the step is plain PyTorch, no op")
     q, k, v, i, f, *state, _ = mlstm_operands(backend, True, None)
-    opcheck("mlstm_step", *(x[:, 0] for x in (q, k, v, i, f)), *state, *MLSTM_OPTIONS[:4], backend)
+    opcheck("mlstm_step", *(x[:, 0] for x in (q, k, v, i, f)), *state, *MLSTM_OPTIONS, backend)
 
 
 def check_slstm_sequence(backend, state=True):

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import checks, reference
 from .backends import resolve
 from .ops import flops  # noqa: F401  registers the formulas
 from .ops import mlstm as mlstm_ops
 from .ops import slstm as slstm_ops
+from .ops.library import differentiated
+from .ops.signatures import MLSTMOperands, MLSTMOptions, MLSTMToken, SLSTMOperands, SLSTMOptions
 from .states import MLSTMState, SLSTMState
 
 CHUNK_SIZES = (16, 32, 64, 128, 256)
@@ -76,33 +77,28 @@ def mlstm(
     """
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, S, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, S, ")
-    scale = _mlstm_options(DHQK, scale, igate, normalize, eps, normalizer_grad)
+    checks.choice("normalizer_grad", normalizer_grad, ("exact", "detached"))
+    options = _mlstm_options(scale, igate, normalize, eps, DHQK)._replace(exact=normalizer_grad == "exact", chunk_size=chunk_size)
     if chunk_size is not None and chunk_size not in CHUNK_SIZES:
         raise ValueError(f"chunk_size: got {chunk_size!r}, expected None or one of {', '.join(map(str, CHUNK_SIZES))}")
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
-    backend = resolve(backend, q.device)
+    options = options._replace(backend=resolve(backend, q.device))
 
-    if backend == "reference":
+    if options.backend == "reference":
         inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]
         start = initial or tuple(q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
 
         def run_mlstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
             q, k, v, i, f = xs
-            return reference.mlstm(
-                q, k, v, i, f, state,
-                scale=scale, igate=igate, normalize=normalize, eps=eps, normalizer_grad=normalizer_grad,
-            )  # fmt: skip
+            return reference.mlstm(q, k, v, i, f, state, normalizer_grad=normalizer_grad, **_numeric(options))
 
         with _without_autocast(q.device.type):
             h, last = _each_sequence(run_mlstm, inputs, start, cu_seqlens)
         h = h.to(v.dtype)
     else:
-        h, last = mlstm_ops.mlstm(
-            q, k, v, i, f, initial, cu_seqlens,
-            scale=scale, igate=igate, normalize=normalize, eps=eps, exact=normalizer_grad == "exact",
-            chunk_size=chunk_size, backend=backend,
-        )  # fmt: skip
+        C0, n0, m0 = initial or (None, None, None)
+        h, last = mlstm_ops.mlstm(MLSTMOperands(q, k, v, i, f, C0, n0, m0, cu_seqlens), options)
     return (h, MLSTMState(last[0], last[1], last[2].detach())) if return_state else h
 
 
@@ -131,18 +127,13 @@ def mlstm_step(
     """
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, _, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, ")
-    scale = _mlstm_options(DHQK, scale, igate, normalize, eps, "exact")
+    options = _mlstm_options(scale, igate, normalize, eps, DHQK)._replace(backend=resolve(backend, q.device))
     initial = _mlstm_state(state, B, NH, DHQK, DHHV, q)
-    backend = resolve(backend, q.device)
-    if backend != "reference" and not _needs_grad(q, k, v, i, f, *initial):
-        h, last = mlstm_ops.mlstm_step(
-            q, k, v, i, f, initial, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
-        )
+    if options.backend != "reference" and not differentiated(q, k, v, i, f, *initial):
+        h, last = mlstm_ops.mlstm_step(MLSTMToken(q, k, v, i, f, *initial), options)
         return h, MLSTMState(*last)
-    h, last_state = mlstm(
-        *(x.unsqueeze(1) for x in (q, k, v, i, f)),
-        state=initial, return_state=True, scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend,
-    )  # fmt: skip
+    sequence = [x.unsqueeze(1) for x in (q, k, v, i, f)]
+    h, last_state = mlstm(*sequence, state=initial, return_state=True, backend=options.backend, **_numeric(options))
     return h.squeeze(1), last_state
 
 
@@ -212,7 +203,9 @@ def slstm(
             h, last = _each_sequence(run_slstm, inputs, start, cu_seqlens)
         h = h.to(x.dtype)
     else:
-        h, last = slstm_ops.slstm(x, R, b, initial, reset, cu_seqlens, forget_gate, checkpoint_every, backend)
+        h0, c0, n0, m0 = initial or (None, None, None, None)
+        operands = SLSTMOperands(x, R, b, h0, c0, n0, m0, reset, cu_seqlens)
+        h, last = slstm_ops.slstm(operands, SLSTMOptions(forget_gate, False, backend), checkpoint_every)
     return (h, SLSTMState(last[0], last[1], last[2], last[3].detach())) if return_state else h
 
 
@@ -239,8 +232,10 @@ def slstm_step(
     checks.choice("forget_gate", forget_gate, ("sigmoid", "exp"))
     initial = _slstm_state(state, B, NH, DH, x)
     backend = resolve(backend, x.device)
-    if backend != "reference" and not _needs_grad(x, R, b, *initial):
-        h, last = slstm_ops.slstm_step(x, R, b, initial, forget_gate, backend)
+    if backend != "reference" and not differentiated(x, R, b, *initial):
+        h0, c0, n0, m0 = initial
+        operands = SLSTMOperands(x.unsqueeze(1), R, b, h0, c0, n0, m0, None, None)
+        h, last = slstm_ops.slstm_step(operands, SLSTMOptions(forget_gate, False, backend))
         return h, SLSTMState(*last)
     h, last_state = slstm(x.unsqueeze(1), R, b, state=initial, return_state=True, forget_gate=forget_gate, backend=backend)
     return h.squeeze(1), last_state
@@ -248,13 +243,6 @@ def slstm_step(
 
 def _state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether a step has to go the way of the sequence, which has gradients, and refuses those of forward mode."""
-    if forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _autocast(*operands: tuple[str, Tensor]) -> list[Tensor]:
@@ -287,14 +275,18 @@ def _check_mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, lead: st
     return batch[0], batch[1] if len(batch) > 1 else 1, NH, DHQK, v.shape[-1]
 
 
-def _mlstm_options(DHQK: int, scale: float | None, igate: str, normalize: bool, eps: float, normalizer_grad: str) -> float:
+def _mlstm_options(scale: float | None, igate: str, normalize: bool, eps: float, DHQK: int) -> MLSTMOptions:
     checks.choice("igate", igate, ("exp", "sigmoid"))
-    checks.choice("normalizer_grad", normalizer_grad, ("exact", "detached"))
     if not normalize and igate == "exp":
         raise ValueError("normalize: got False with igate 'exp', expected True (only igate 'sigmoid' may go without)")
     if not eps >= 0:
         raise ValueError(f"eps: got {eps!r}, expected a number of at least 0")
-    return DHQK**-0.5 if scale is None else float(scale)
+    return MLSTMOptions(DHQK**-0.5 if scale is None else float(scale), igate, bool(normalize), float(eps))
+
+
+def _numeric(options: MLSTMOptions) -> dict[str, Any]:
+    """The options that are arguments of the definition."""
+    return dict(zip(options._fields[:4], options))
 
 
 def _mlstm_shapes(N: int, NH: int, DHQK: int, DHHV: int) -> list[tuple[int, ...]]:

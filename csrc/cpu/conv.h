@@ -10,6 +10,10 @@ struct ConvShape {
   int64_t B = 0, S = 0, D = 0, K = 0;
   int64_t padded() const { return S + K - 1; }
 };
+template <class R>
+void read(R& r, ConvShape& s) {
+  r("B", s.B)("S", s.S)("D", s.D)("K", s.K);
+}
 
 // Steps of a tile, the unit of work of a thread; sums over steps are kept per tile, so the bits do not depend on the threads.
 constexpr int64_t kConvTile = 128;
@@ -21,6 +25,12 @@ struct ConvForward {
   const Real *x = nullptr, *w = nullptr, *b = nullptr;
   Real* y = nullptr;
 };
+template <class R, typename Real>
+void read(R& r, ConvForward<Real>& p) {
+  read(r, p.shape);
+  r("x", p.x)("w", p.w)("b", p.b)("y", p.y);
+}
+
 template <typename Real>
 struct ConvBackward {
   ConvShape shape;
@@ -28,6 +38,11 @@ struct ConvBackward {
   Real* dx = nullptr;
   Real* sums = nullptr;  // (B, conv_tiles(S + K - 1), K + 1, D): dw_j and then db of every tile
 };
+template <class R, typename Real>
+void read(R& r, ConvBackward<Real>& p) {
+  read(r, p.shape);
+  r("x", p.x)("w", p.w)("dy", p.dy)("dx", p.dx)("sums", p.sums);
+}
 
 // One step. window: the last K - 1 inputs held (zeros without any), then x. The weight is read as the parameter has it.
 template <typename Real>
@@ -36,6 +51,11 @@ struct ConvStep {
   const Real *x = nullptr, *held = nullptr, *w = nullptr, *b = nullptr;  // (B, D), (B, held_steps, D) or null, (D, K), (D)
   Real *window = nullptr, *y = nullptr;                                  // (B, K, D), (B, D)
 };
+template <class R, typename Real>
+void read(R& r, ConvStep<Real>& p) {
+  r("B", p.B)("D", p.D)("K", p.K)("held_steps", p.held_steps);
+  r("x", p.x)("held", p.held)("w", p.w)("b", p.b)("window", p.window)("y", p.y);
+}
 
 template <typename Real>
 void conv_step(const ConvStep<Real>& p, int threads);

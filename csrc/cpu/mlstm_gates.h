@@ -19,6 +19,13 @@ struct MlstmGates {
   Real* m_last = nullptr;                   // (rows)
   int32_t* segment = nullptr;               // (chunks, rows, L): resets (log_f = -inf) up to t inside the chunk
 };
+template <class R, typename Real>
+void read(R& r, MlstmGates<Real>& p) {
+  r("chunks", p.chunks)("rows", p.rows)("L", p.L)("sigmoid_igate", p.sigmoid_igate);
+  r("log_i", p.log_i)("log_f", p.log_f)("m0", p.m0);
+  r("beta", p.beta)("rise", p.rise)("m", p.m)("u", p.u)("w", p.w)("g", p.g);
+  r("m_last", p.m_last)("segment", p.segment);
+}
 
 // Whether there is any reset.
 template <typename Real>
@@ -32,6 +39,10 @@ struct MlstmWeights {
   const int32_t* segment = nullptr;
   Real* W = nullptr;
 };
+template <class R, typename Real>
+void read(R& r, MlstmWeights<Real>& p) {
+  r("matrices", p.matrices)("L", p.L)("beta", p.beta)("rise", p.rise)("segment", p.segment)("W", p.W);
+}
 
 template <typename Real>
 void mlstm_weights(const MlstmWeights<Real>& p, int threads);

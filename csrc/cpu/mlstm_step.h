@@ -15,6 +15,13 @@ struct MlstmStep {
   Real scale = 1, eps = 0;
   bool sigmoid_igate = false, normalize = true;
 };
+template <class R, typename Real>
+void read(R& r, MlstmStep<Real>& p) {
+  r("rows", p.rows)("DHQK", p.DHQK)("DHHV", p.DHHV);
+  r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C", p.C)("n", p.n)("m", p.m);
+  r("h", p.h)("C_last", p.C_last)("n_last", p.n_last)("m_last", p.m_last);
+  r("scale", p.scale)("eps", p.eps)("sigmoid_igate", p.sigmoid_igate)("normalize", p.normalize);
+}
 
 template <typename Real>
 void mlstm_step(const MlstmStep<Real>& p, int threads);

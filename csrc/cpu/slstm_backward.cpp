@@ -85,12 +85,12 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const Tile& tile, cons
       }
       const Real* const before = from_initial ? initial : p.saved_cells + (token - NH) * 2 * P;
       Real* const row_dy = dy + r * P;
-      copy(row_dy, p.dh ? p.dh + at.b * p.dh_stride_b + at.s * p.dh_stride_s + head * p.dh_stride_n : nullptr, DH);
+      copy(row_dy, p.dh.data ? p.dh.data + at.b * p.dh.batch + at.s * p.dh.step + head * p.dh.head : nullptr, DH);
       for (int64_t j = 0; j < DH; ++j) row_dy[j] += dh_rec[r * P + j];
       if (t > 0) {
         prefetch(p.saved_gates + (token - NH) * 4 * P, 4 * P);
         if (t > 1) prefetch(p.saved_cells + (token - 2 * NH) * 2 * P, 2 * P);
-        if (p.dh) prefetch(p.dh + at.b * p.dh_stride_b + (at.s - 1) * p.dh_stride_s + head * p.dh_stride_n, DH);
+        if (p.dh.data) prefetch(p.dh.data + at.b * p.dh.batch + (at.s - 1) * p.dh.step + head * p.dh.head, DH);
       }
       Real* const row_dg = dg + r * 4 * P;
       cells(P, p.saved_gates + token * 4 * P, p.saved_cells + token * 2 * P, before, row_dy, dc + r * P, dn + r * P, row_dg,

@@ -90,10 +90,10 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, c
       const Position at = position(shape, tile.rows[r], t);
       Real* const row_gates = gates + r * 4 * P;
       for (int g = 0; g < 4; ++g) {
-        const Real* const x = p.x + at.b * p.x_stride_b + at.s * p.x_stride_s + g * p.x_stride_g + head * p.x_stride_n;
+        const Real* const x = p.x.data + at.b * p.x.batch + at.s * p.x.step + g * p.x_gate_stride + head * p.x.head;
         const Real* const b = p.b ? p.b + (g * NH + head) * DH : nullptr;
         for (int64_t j = 0; j < DH; ++j) row_gates[g * P + j] += b ? x[j] + b[j] : x[j];
-        if (t + 1 < row_length(shape, tile.rows[r])) prefetch(x + p.x_stride_s, DH);
+        if (t + 1 < row_length(shape, tile.rows[r])) prefetch(x + p.x.step, DH);
       }
       const int64_t token = (at.b * shape.S + at.s) * NH + head;
       cells<forget_gate, save>(P, row_gates, h + r * P, c + r * P, n + r * P, m + r * P,

@@ -17,7 +17,7 @@ XLSTM_HOST_DEVICE Position position(const slstm::Shape& s, int64_t row, int64_t 
   return s.cu_seqlens ? Position{0, s.cu_seqlens[row] + t} : Position{row, t};
 }
 XLSTM_HOST_DEVICE bool is_reset(const slstm::Shape& s, Position at) {
-  return s.reset && s.reset[at.b * s.reset_stride_b + at.s * s.reset_stride_s];
+  return s.reset.data && s.reset.data[at.b * s.reset.batch + at.s * s.reset.step];
 }
 
 template <typename Real>

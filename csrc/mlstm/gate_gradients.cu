@@ -115,23 +115,24 @@ __global__ void __launch_bounds__(kGateThreads) gates_kernel(GateGradientParams 
   for (int x = int(threadIdx.x); x < L * block.heads; x += kGateThreads) {
     const int t = x / block.heads, head = x % block.heads;
     if (t >= left) continue;
-    const auto at = [&](StepStrides strides) {
-      return chunk.span.batch * strides.batch + (first + t) * strides.step + (block.first_head + head) * strides.head;
+    const auto at = [&](const View<>& x) {
+      return chunk.span.batch * x.batch + (first + t) * x.step + (block.first_head + head) * x.head;
     };
-    const int64_t out = at({s.S * s.NH, s.NH, 1});
-    const float f = load_element(p.f, p.gate_element, at(p.f_strides));
+    const int64_t out = at({p.df, s.S * s.NH, s.NH, 1});
+    const float f = load_element(p.f.data, p.gate_element, at(p.f));
     store_element(p.df, p.gate_element, out, device::sigmoid(-f) * dlog_f.value[head][t]);
     float di = k_dk.value[head][t];
-    if (p.input_gate == InputGate::Sigmoid) di *= device::sigmoid(-load_element(p.i, p.gate_element, at(p.i_strides)));
+    if (p.input_gate == InputGate::Sigmoid) di *= device::sigmoid(-load_element(p.i.data, p.gate_element, at(p.i)));
     store_element(p.di, p.gate_element, out, di);
   }
 }
 
 template <int L>
-void launch_gradients(const GateGradientParams& p, void* stream) {
+void launch_gradients(const GateGradientParams& p, Stream stream) {
   const int64_t slots = chunk_slots(p.sequences, L), groups = (p.sequences.NH + kHeadsPerBlock - 1) / kHeadsPerBlock;
   device::LaunchConfig config;
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   config.block = dim3(kSuffixThreads);
   config.grid = dim3(unsigned(p.sequences.N * p.sequences.NH));
   device::launch(config, "mlstm_suffix_sums", suffix_sums_kernel<L>, p, slots);
@@ -142,7 +143,7 @@ void launch_gradients(const GateGradientParams& p, void* stream) {
 
 }  // namespace
 
-void gate_gradients(const GateGradientParams& params, void* stream) {
+void gate_gradients(const GateGradientParams& params, Stream stream) {
   if (params.sequences.N * params.sequences.NH * params.sequences.S == 0) return;
   switch (params.L) {
     case 16:

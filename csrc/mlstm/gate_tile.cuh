@@ -14,14 +14,12 @@ struct GateTile {
   float value[kHeadsPerBlock][L + 2];  // padded: two steps of 16 heads meet no bank twice
 
   // Steps past the end get `fill`.
-  XLSTM_DEVICE void load(const void* gate, ElementType element, StepStrides strides, const Chunk& chunk, int first_head,
-                         int heads, float fill) {
+  XLSTM_DEVICE void load(const View<>& gate, ElementType element, const Chunk& chunk, int first_head, int heads, float fill) {
     for (int x = int(threadIdx.x); x < L * heads; x += kGateThreads) {
       const int t = x / heads, head = x % heads;
       const int64_t step = chunk.index * L + t;
-      const int64_t at =
-          chunk.span.batch * strides.batch + (chunk.span.first + step) * strides.step + (first_head + head) * strides.head;
-      value[head][t] = step < chunk.span.length ? load_element(gate, element, at) : fill;
+      const int64_t at = chunk.span.batch * gate.batch + (chunk.span.first + step) * gate.step + (first_head + head) * gate.head;
+      value[head][t] = step < chunk.span.length ? load_element(gate.data, element, at) : fill;
     }
   }
 };

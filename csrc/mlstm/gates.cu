@@ -34,8 +34,8 @@ struct GateShared {
 template <int L, class Visit>
 XLSTM_DEVICE void for_each_head(const GateScanParams& p, const Chunk& chunk, const GateBlock& block, Visit&& visit) {
   XLSTM_SHARED(smem, GateShared<L>);
-  smem.i.load(p.i, p.gate_element, p.i_strides, chunk, block.first_head, block.heads, -INFINITY);
-  smem.f.load(p.f, p.gate_element, p.f_strides, chunk, block.first_head, block.heads, INFINITY);
+  smem.i.load(p.i, p.gate_element, chunk, block.first_head, block.heads, -INFINITY);
+  smem.f.load(p.f, p.gate_element, chunk, block.first_head, block.heads, INFINITY);
   __syncthreads();
   constexpr int kPerLane = ChunkScan<L>::kPerLane;
   for (int head = int(device::warp_id()); head < block.heads; head += kGateWarps) {
@@ -162,12 +162,13 @@ __global__ void __launch_bounds__(kGateThreads) records_kernel(GateScanParams p,
 }
 
 template <int L>
-void launch_scan(const GateScanParams& p, void* stream) {
+void launch_scan(const GateScanParams& p, Stream stream) {
   const int64_t slots = chunk_slots(p.sequences, L), groups = (p.sequences.NH + kHeadsPerBlock - 1) / kHeadsPerBlock;
   if (slots * groups > 0x7fffffff || p.sequences.N * p.sequences.NH > 0x7fffffff)
     throw std::invalid_argument("mlstm: B * S * NH is more than one launch holds");
   device::LaunchConfig config;
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   config.block = dim3(kGateThreads);
   config.grid = dim3(unsigned(slots * groups));
   if (slots && p.input_gate == InputGate::Exponential) device::launch(config, "mlstm_gate_totals", totals_kernel<L>, p, slots);
@@ -182,7 +183,7 @@ void launch_scan(const GateScanParams& p, void* stream) {
 
 int64_t chunk_slots(const Sequences& s, int L) { return s.cu_seqlens ? s.S / L + s.N : s.N * ((s.S + L - 1) / L); }
 
-void gate_scan(const GateScanParams& params, void* stream) {
+void gate_scan(const GateScanParams& params, Stream stream) {
   if (params.sequences.N * params.sequences.NH == 0) return;
   switch (params.L) {
     case 16:

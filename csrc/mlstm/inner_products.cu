@@ -22,14 +22,14 @@ __global__ void __launch_bounds__(kThreads) row_dots_kernel(RowDotParams p) {
   XLSTM_SHARED(sums, float[kSteps]);
   const int64_t head = blockIdx.x % p.NH, blocks = (p.S + kSteps - 1) / kSteps, rest = blockIdx.x / p.NH;
   const int64_t batch = rest / blocks, first = rest % blocks * kSteps;
-  const auto row = [&](const void* tensor, StepStrides s, int64_t t) {
-    return static_cast<const T*>(tensor) + batch * s.batch + t * s.step + head * s.head;
+  const auto row = [&](const View<>& x, int64_t t) {
+    return static_cast<const T*>(x.data) + batch * x.batch + t * x.step + head * x.head;
   };
   for (int step = int(device::warp_id()); step < kSteps; step += kWarps) {
     const int64_t t = first + step;
     float sum = 0.0f;
     if (t < p.S) {
-      const T *x_row = row(p.x, p.x_strides, t), *y_row = row(p.y, p.y_strides, t);
+      const T *x_row = row(p.x, t), *y_row = row(p.y, t);
       for (int d = int(device::lane_id()) * kVector; d < p.D; d += 32 * kVector) {
         T x[kVector], y[kVector];
         device::load_vector(x, x_row + d, p.D - d);
@@ -67,14 +67,15 @@ void launch_row_dots(const RowDotParams& params, const device::LaunchConfig& con
 
 }  // namespace
 
-void row_dots(const RowDotParams& params, void* stream) {
+void row_dots(const RowDotParams& params, Stream stream) {
   const int64_t blocks = params.B * params.NH * ((params.S + kSteps - 1) / kSteps);
   if (blocks == 0) return;
   if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm: B * S * NH is more than one launch holds");
   device::LaunchConfig config;
   config.grid = dim3(unsigned(blocks));
   config.block = dim3(kThreads);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   switch (params.element) {
     case ElementType::Float32:
       return launch_row_dots<float>(params, config);
@@ -85,13 +86,14 @@ void row_dots(const RowDotParams& params, void* stream) {
   }
 }
 
-void state_dots(const StateDotParams& params, void* stream) {
+void state_dots(const StateDotParams& params, Stream stream) {
   if (params.rows == 0) return;
   if (params.rows > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
   device::LaunchConfig config;
   config.grid = dim3(unsigned(params.rows));
   config.block = dim3(kThreads);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   device::launch(config, "mlstm_state_dots", state_dots_kernel, params);
 }
 

@@ -62,15 +62,14 @@ __global__ void __launch_bounds__(kThreads) step_kernel(StepParams p) {
   XLSTM_SHARED(smem, StepShared);
   const int tiles = (p.DHHV + kTileColumns - 1) / kTileColumns, tile = int(blockIdx.x % tiles);
   const int64_t sequence = blockIdx.x / tiles, batch = sequence / p.NH, head = sequence % p.NH;
-  const auto offset = [&](HeadStrides strides) { return batch * strides.batch + head * strides.head; };
-  const T* q = static_cast<const T*>(p.q) + offset(p.q_strides);
-  const T* k = static_cast<const T*>(p.k) + offset(p.k_strides);
-  const T* v = static_cast<const T*>(p.v) + offset(p.v_strides);
+  const auto offset = [&](const View<>& x) { return batch * x.batch + head * x.head; };
+  const T* q = static_cast<const T*>(p.q.data) + offset(p.q);
+  const T* k = static_cast<const T*>(p.k.data) + offset(p.k);
+  const T* v = static_cast<const T*>(p.v.data) + offset(p.v);
   const float* n = p.n + sequence * p.DHQK;
   float* n_new = p.n_new + sequence * p.DHQK;
 
-  const float i = load_element(p.i, p.gate_element, offset(p.i_strides)),
-              f = load_element(p.f, p.gate_element, offset(p.f_strides));
+  const float i = load_element(p.i.data, p.gate_element, offset(p.i)), f = load_element(p.f.data, p.gate_element, offset(p.f));
   const float m = p.m[sequence];
   const Gates gates = p.input_gate == InputGate::Exponential ? exponential_gates(i, f, m) : sigmoid_gates(i, f, m);
   if (tile == 0 && threadIdx.x == 0) p.m_new[sequence] = gates.m;
@@ -146,7 +145,7 @@ void launch_step(const StepParams& params, const device::LaunchConfig& config, c
 
 }  // namespace
 
-void step(const StepParams& params, void* stream) {
+void step(const StepParams& params, Stream stream) {
   check_head_dim("DHQK", params.DHQK);
   check_head_dim("DHHV", params.DHHV);
   if (params.B * params.NH == 0) return;
@@ -157,7 +156,8 @@ void step(const StepParams& params, void* stream) {
   device::LaunchConfig config;
   config.grid = dim3(unsigned(blocks));
   config.block = dim3(kThreads);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   switch (params.element) {
     case ElementType::Float32:
       return launch_step<float>(params, config, "mlstm_step<float32>");

@@ -32,10 +32,10 @@ int block_columns(WalkUse use, ElementType element, int L, int c, int o) {
                            : with_tile<WalkUse::DQ>(L, c, o, shared_memory, columns);  // the others have the tiles of DQ
 }
 
-void walk(WalkUse use, const WalkParams& params, void* stream) {
+void walk(const WalkParams& params, Stream stream) {
   const int L = chunk_length(params.element, params.c, params.o);
-  if (params.element == ElementType::Float32) return walk_float32(use, params, stream);
-  switch (use) {
+  if (params.element == ElementType::Float32) return walk_float32(params, stream);
+  switch (params.use) {
     case WalkUse::H:
       return walk_h(params, L, stream);
     case WalkUse::DQ:

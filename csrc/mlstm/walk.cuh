@@ -46,17 +46,17 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   if (threadIdx.x == 0 && !STATES_ONLY) at.write_results();
   const auto chunk_at = [&](int step) { return W::REVERSE ? chunks - 1 - step : step; };
 
-  const Element *A = at.start_of(p.A, p.A_strides), *B = at.start_of(p.B, p.B_strides), *X = at.start_of(p.X, p.X_strides);
+  const Element *A = at.start_of(p.A), *B = at.start_of(p.B), *X = at.start_of(p.X);
   const float* records = p.records + (at.head * slots + at.span.first_slot) * R::kFloats;
   const auto load_a = [&](int k, int stage) {
-    load_tile<C, L, T::THREADS>(at.smem + Shared::A + stage * Shared::A_BYTES, A, p.A_strides.step, int64_t(k) * L,
-                                at.span.length, 0, p.c);
+    load_tile<C, L, T::THREADS>(at.smem + Shared::A + stage * Shared::A_BYTES, A, p.A.step, int64_t(k) * L, at.span.length, 0,
+                                p.c);
   };
   const auto load_rest = [&](int k, int stage) {
-    load_tile<C, L, T::THREADS>(at.smem + Shared::B + stage * Shared::A_BYTES, B, p.B_strides.step, int64_t(k) * L,
-                                at.span.length, 0, p.c);
-    load_tile<BO, L, T::THREADS>(at.smem + Shared::X + stage * Shared::X_BYTES, X, p.X_strides.step, int64_t(k) * L,
-                                 at.span.length, at.o_block * BO, p.o);
+    load_tile<C, L, T::THREADS>(at.smem + Shared::B + stage * Shared::A_BYTES, B, p.B.step, int64_t(k) * L, at.span.length, 0,
+                                p.c);
+    load_tile<BO, L, T::THREADS>(at.smem + Shared::X + stage * Shared::X_BYTES, X, p.X.step, int64_t(k) * L, at.span.length,
+                                 at.o_block * BO, p.o);
     for (int u = int(threadIdx.x); u < R::kFloats / 4; u += T::THREADS)
       device::cp_async<16>(at.smem + Shared::RECORD + stage * Shared::RECORD_BYTES + u * 16,
                            records + int64_t(k) * R::kFloats + u * 4);

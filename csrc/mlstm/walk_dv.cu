@@ -6,7 +6,7 @@
 
 namespace xlstm::mlstm {
 
-void walk_dv(const WalkParams& params, int L, void* stream) {
+void walk_dv(const WalkParams& params, int L, Stream stream) {
   if (params.element == ElementType::BFloat16)
     return launch_walk<__nv_bfloat16, WalkUse::DV>("mlstm_walk_dv<bfloat16>", params, L, stream);
   launch_walk<__half, WalkUse::DV>("mlstm_walk_dv<float16>", params, L, stream);

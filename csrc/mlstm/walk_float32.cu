@@ -9,14 +9,15 @@ namespace xlstm::mlstm {
 namespace {
 
 template <WalkUse USE>
-void launch(const std::string& name, const WalkParams& p, void* stream) {
+void launch(const std::string& name, const WalkParams& p, Stream stream) {
   const int64_t tiles = p.sequences.N * p.sequences.NH * ((p.o + Float32Tile::BO - 1) / Float32Tile::BO);
   if (tiles == 0) return;
   if (tiles * p.segments > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
   device::LaunchConfig config;
   config.block = dim3(Float32Tile::THREADS);
   config.shared_bytes = Float32Shared::bytes(p.c);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   const int64_t slots = chunk_slots(p.sequences, Float32Tile::L);
   if (p.segments > 1) {
     config.grid = dim3(unsigned(tiles));
@@ -28,8 +29,8 @@ void launch(const std::string& name, const WalkParams& p, void* stream) {
 
 }  // namespace
 
-void walk_float32(WalkUse use, const WalkParams& params, void* stream) {
-  switch (use) {
+void walk_float32(const WalkParams& params, Stream stream) {
+  switch (params.use) {
     case WalkUse::H:
       return launch<WalkUse::H>("mlstm_walk_h<float32>", params, stream);
     case WalkUse::DQ:

@@ -87,11 +87,11 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
   const int64_t state_rows = p.sequences.N * p.sequences.NH, vector_size = NORMALISES ? p.c : p.o;
   const float* state_start = segment == 0 ? p.state_start : p.segment_states + (segment - 1) * state_rows * p.c * p.o;
   const float* vector_start = segment == 0 ? p.vector_start : p.segment_vectors + (segment - 1) * state_rows * vector_size;
-  const auto start_of = [&](const void* tensor, StepStrides s) {
-    return static_cast<const float*>(tensor) + span.batch * s.batch + span.first * s.step + head * s.head;
+  const auto start_of = [&](const View<>& x) {
+    return static_cast<const float*>(x.data) + span.batch * x.batch + span.first * x.step + head * x.head;
   };
-  const float *A = start_of(p.A, p.A_strides), *B = start_of(p.B, p.B_strides), *X = start_of(p.X, p.X_strides);
-  float* O = const_cast<float*>(start_of(p.O, p.O_strides));
+  const float *A = start_of(p.A), *B = start_of(p.B), *X = start_of(p.X);
+  float* O = const_cast<float*>(start_of(p.O));
   const float* records = p.records + (head * slots + span.first_slot) * R::kFloats;
   const int64_t line = (span.batch * p.sequences.NH + head) * p.sequences.S + span.first;  // of (B, NH, S)
 
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
     __syncthreads();  // everyone has left the chunk before
     for (int u = tid; u < R::kFloats / 4; u += THREADS)
       device::cp_async<16>(&smem.record[u * 4], records + int64_t(k) * R::kFloats + u * 4);
-    load_slab<BO>(smem.X, X, p.X_strides.step, first, span.length, o_first, p.o);
+    load_slab<BO>(smem.X, X, p.X.step, first, span.length, o_first, p.o);
 
     float score[ROWS][KEYS] = {}, qn[ROWS] = {};
     float4 out[ROWS];
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
 
     for (int slab = 0; slab < slabs; ++slab) {
       const int c_first = slab * SLAB;
-      if (!STATES_ONLY) load_slab<SLAB>(smem.A, A, p.A_strides.step, first, span.length, c_first, p.c);
-      load_slab<SLAB>(smem.B, B, p.B_strides.step, first, span.length, c_first, p.c);
+      if (!STATES_ONLY) load_slab<SLAB>(smem.A, A, p.A.step, first, span.length, c_first, p.c);
+      load_slab<SLAB>(smem.B, B, p.B.step, first, span.length, c_first, p.c);
       device::cp_async_commit();
       device::cp_async_wait<0>();
       __syncthreads();  // the slab is here
@@ -263,10 +263,10 @@ __global__ void __launch_bounds__(Float32Tile::THREADS, 1) walk_float32_kernel(c
       const int o = o_first + og * 4;
       const bool inside = first + t < span.length && o < p.o;
       if (inside)
-        four(O[(first + t) * p.O_strides.step + o]) =
+        four(O[(first + t) * p.O.step + o]) =
             make_float4(out[y].x * inverse[y], out[y].y * inverse[y], out[y].z * inverse[y], out[y].w * inverse[y]);
       if (DELTA) {
-        const float* with = start_of(p.row_dot_with, p.row_dot_strides) + (first + t) * p.row_dot_strides.step + o;
+        const float* with = start_of(p.row_dot_with) + (first + t) * p.row_dot_with.step + o;
         const float dot = sum_of_8_lanes(inside ? dot4(device::load_word<float4>(with), out[y], 0.0f) : 0.0f);
         if (og == 0 && first + t < span.length)
           p.row_dots[o_block * p.sequences.B * p.sequences.NH * p.sequences.S + line + first + t] = dot;

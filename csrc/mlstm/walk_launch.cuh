@@ -65,7 +65,7 @@ auto with_tile_of_first_states(int L, int c, Visit&& visit) {
 }
 
 template <class Element, class T, WalkUse USE, bool STATES_ONLY>
-void launch_walk_kernel(const std::string& name, const WalkParams& p, int L, void* stream) {
+void launch_walk_kernel(const std::string& name, const WalkParams& p, int L, Stream stream) {
   const int64_t blocks = p.sequences.N * p.sequences.NH * ((p.o + T::BO - 1) / T::BO) * (STATES_ONLY ? 1 : p.segments);
   if (blocks == 0) return;
   if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
@@ -73,12 +73,13 @@ void launch_walk_kernel(const std::string& name, const WalkParams& p, int L, voi
   config.grid = dim3(unsigned(blocks));
   config.block = dim3(T::THREADS);
   config.shared_bytes = WalkShared<T>::BYTES;
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   device::launch(config, name.c_str(), walk_kernel<Element, T, USE, STATES_ONLY>, p, chunk_slots(p.sequences, L));
 }
 
 template <class Element, WalkUse USE>
-void launch_walk(const std::string& name, const WalkParams& p, int L, void* stream) {
+void launch_walk(const std::string& name, const WalkParams& p, int L, Stream stream) {
   if (p.segments > 1)
     with_tile_of_first_states(
         L, p.c, [&](auto tile) { launch_walk_kernel<Element, decltype(tile), USE, true>(name + " states", p, L, stream); });

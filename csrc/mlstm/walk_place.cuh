@@ -60,15 +60,14 @@ struct WalkPlace {
     p_lane = swizzled<T::L>(lane & 15, lane >> 4);
   }
 
-  XLSTM_DEVICE const Element* start_of(const void* tensor, StepStrides s) const {
-    return static_cast<const Element*>(tensor) + span.batch * s.batch + span.first * s.step + head * s.head;
+  XLSTM_DEVICE const Element* start_of(const View<>& x) const {
+    return static_cast<const Element*>(x.data) + span.batch * x.batch + span.first * x.step + head * x.head;
   }
   // Of thread 0, for the block; the first barrier of the walk publishes them.
   XLSTM_DEVICE void write_results() const {
     const int64_t line = (span.batch * p.sequences.NH + head) * p.sequences.S + span.first;  // of (B, NH, S)
     const int64_t part = o_block * p.sequences.B * p.sequences.NH * p.sequences.S;
-    results() = {const_cast<Element*>(start_of(p.O, p.O_strides)),
-                 W::DELTA ? start_of(p.row_dot_with, p.row_dot_strides) : nullptr,
+    results() = {const_cast<Element*>(start_of(p.O)), W::DELTA ? start_of(p.row_dot_with) : nullptr,
                  W::NORMALISES ? p.dot + line
                  : W::DELTA    ? p.row_dots + part + line
                                : nullptr};

@@ -106,13 +106,13 @@ XLSTM_DEVICE void store_rows(const WalkPlace<W>& at, const StagedChunk& chunk, f
           return device::low_half<Element>(pair) * x + device::high_half<Element>(pair) * y;
         };
         const Element* dot_with = nullptr;
-        if constexpr (DELTA) dot_with = static_cast<const Element*>(at.results().row_dot_with) + step * p.row_dot_strides.step;
+        if constexpr (DELTA) dot_with = static_cast<const Element*>(at.results().row_dot_with) + step * p.row_dot_with.step;
         if constexpr (T::KEPT >= 2) {  // swapped with the neighbour: 8 bytes per lane, 32 bytes per row
           if (WC > 1 && i / T::KEPT != wc) continue;
           const int o = at.o_warp + mo * 16 + (quad >> 1) * 4 + odd * 8;
           const bool inside = real && o < p.o;
           const uint32_t from = __shfl_xor_sync(device::kAllLanes, odd ? v0 : v1, 1);
-          if (inside) device::store_word(O + step * p.O_strides.step + o, make_uint2(odd ? from : v0, odd ? v1 : from));
+          if (inside) device::store_word(O + step * p.O.step + o, make_uint2(odd ? from : v0, odd ? v1 : from));
           if constexpr (DELTA) {
             const uint2 pairs = inside ? device::load_word<uint2>(dot_with + o) : make_uint2(0u, 0u);
             const uint32_t other = __shfl_xor_sync(device::kAllLanes, odd ? pairs.x : pairs.y, 1);
@@ -124,7 +124,7 @@ XLSTM_DEVICE void store_rows(const WalkPlace<W>& at, const StagedChunk& chunk, f
                                                      : -1,
                     o = at.o_warp + mo * 16 + kept * 8 + 2 * quad;
           if (kept < 0 || !real || o >= p.o) continue;
-          *reinterpret_cast<uint32_t*>(O + step * p.O_strides.step + o) = kept ? v1 : v0;
+          *reinterpret_cast<uint32_t*>(O + step * p.O.step + o) = kept ? v1 : v0;
           if constexpr (DELTA)
             dot += times(*reinterpret_cast<const uint32_t*>(dot_with + o), kept ? x1[0] : x0[0], kept ? x1[1] : x0[1]);
         }

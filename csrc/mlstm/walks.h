@@ -4,10 +4,10 @@
 
 namespace xlstm::mlstm {
 
-void walk_h(const WalkParams& params, int L, void* stream);
-void walk_dq(const WalkParams& params, int L, void* stream);
-void walk_dk(const WalkParams& params, int L, void* stream);
-void walk_dv(const WalkParams& params, int L, void* stream);
-void walk_float32(WalkUse use, const WalkParams& params, void* stream);
+void walk_h(const WalkParams& params, int L, Stream stream);
+void walk_dq(const WalkParams& params, int L, Stream stream);
+void walk_dk(const WalkParams& params, int L, Stream stream);
+void walk_dv(const WalkParams& params, int L, Stream stream);
+void walk_float32(const WalkParams& params, Stream stream);
 
 }  // namespace xlstm::mlstm

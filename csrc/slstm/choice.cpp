@@ -52,15 +52,56 @@ const char* kind_name(KernelKind kind) {
       return "resident";
     case KernelKind::Cluster:
       return "cluster";
-    default:
+    case KernelKind::Grid:
       return "grid";
+    case KernelKind::Step:
+      return "step";
   }
+  throw std::invalid_argument("slstm: kernel " + std::to_string(int(kind)));
 }
 
-KernelKind kind_of(const std::string& name) {
-  for (const KernelKind kind : {KernelKind::Resident, KernelKind::Cluster, KernelKind::Grid})
-    if (name == kind_name(kind)) return kind;
-  throw std::invalid_argument("slstm: kernel: got '" + name + "', expected 'resident', 'cluster' or 'grid'");
+DeviceLimits limits_with(int processors) {
+  DeviceLimits limits = current_device();
+  if (processors > 0) limits.processors = processors;
+  return limits;
+}
+
+namespace {
+void check_padded(int64_t DH) {
+  if (DH % 8) throw std::invalid_argument("slstm: DH: got " + std::to_string(DH) + ", expected a multiple of 8");
+}
+}  // namespace
+
+void forward(const KernelForward& p, Stream stream) {
+  check_padded(p.shape.DH);
+  if (p.shape.B == 0) return;
+  switch (p.kernel) {
+    case KernelKind::Resident:
+      return resident_forward(p, stream);
+    case KernelKind::Cluster:
+      return cluster_forward(p, current_device(), stream);
+    case KernelKind::Grid:
+      return grid_forward(p, limits_with(p.processors), stream);
+    case KernelKind::Step:
+      return step(p, stream);
+  }
+  throw std::invalid_argument("slstm: kernel " + std::to_string(int(p.kernel)));
+}
+
+void backward(const KernelBackward& p, Stream stream) {
+  check_padded(p.shape.DH);
+  if (p.shape.B == 0) return;
+  switch (p.kernel) {
+    case KernelKind::Resident:
+      return resident_backward(p, stream);
+    case KernelKind::Cluster:
+      return cluster_backward(p, current_device(), stream);
+    case KernelKind::Grid:
+      return grid_backward(p, limits_with(p.processors), stream);
+    case KernelKind::Step:
+      break;
+  }
+  throw std::invalid_argument("slstm: kernel " + std::string(kind_name(p.kernel)) + ": has no backward");
 }
 
 }  // namespace xlstm::slstm

@@ -21,8 +21,8 @@ const std::vector<Choice>& choices();
 KernelKind choose(int64_t DH, ElementType element, const DeviceLimits& limits);
 
 const char* kind_name(KernelKind kind);
-KernelKind kind_of(const std::string& name);  // std::invalid_argument, with the names
 
-DeviceLimits current_device();  // of the device that launches go to
+DeviceLimits current_device();             // of the device that launches go to
+DeviceLimits limits_with(int processors);  // the same with so many processors; 0: all
 
 }  // namespace xlstm::slstm

@@ -55,7 +55,7 @@ bool cluster_fits(const KernelBackward& p, const DeviceLimits& limits) {
   return with_product(p, limits, [](auto*, int) {});
 }
 
-void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
+void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
   if (p.shape.B == 0 || p.shape.NH == 0) return;
   constexpr const char* name = "slstm_cluster_backward";
   const bool launched = with_product(p, limits, [&](auto* product, int shared_bytes) {

@@ -55,7 +55,7 @@ bool cluster_fits(const KernelForward& p, const DeviceLimits& limits) {
   return with_product(p, limits, [](auto*, int) {});
 }
 
-void cluster_forward(const KernelForward& p, const DeviceLimits& limits, void* stream) {
+void cluster_forward(const KernelForward& p, const DeviceLimits& limits, Stream stream) {
   if (p.shape.B == 0 || p.shape.NH == 0) return;
   constexpr const char* name = "slstm_cluster_forward";
   const bool launched = with_product(p, limits, [&](auto* product, int shared_bytes) {

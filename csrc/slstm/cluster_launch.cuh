@@ -46,12 +46,13 @@ inline bool has_clusters(const DeviceLimits& limits) {  // as the kernels' own c
 }
 
 template <class Product, class Params, class Kernel>
-void launch_cluster(const char* name, Kernel kernel, const Params& p, int shared_bytes, void* stream) {
+void launch_cluster(const char* name, Kernel kernel, const Params& p, int shared_bytes, Stream stream) {
   const int64_t groups = split_groups(p.shape);
   if (groups * kMostClusterBlocks > 0x7fffffff)
     throw std::invalid_argument(std::string(name) + ": B * NH is more than one launch holds");
   device::LaunchConfig config = cluster_config<Product>(p.shape, groups, shared_bytes);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   device::launch(config, name, kernel, p, int(config.cluster.x));
 }
 

@@ -49,7 +49,7 @@ int64_t grid_workspace_bytes(const KernelBackward& p, const DeviceLimits& limits
   });
 }
 
-void grid_backward(const KernelBackward& p, const DeviceLimits& limits, void* stream) {
+void grid_backward(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
   if (p.shape.B == 0 || p.shape.NH == 0) return;
   with_product(p, limits, [&](auto* product) {
     using Product = std::remove_pointer_t<decltype(product)>;

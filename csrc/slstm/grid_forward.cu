@@ -45,12 +45,13 @@ __global__ void zero_kernel(uint32_t* counters, int64_t count) {
 
 }  // namespace
 
-void zero_grid_counters(void* counters, int64_t bytes, void* stream) {
+void zero_grid_counters(void* counters, int64_t bytes, Stream stream) {
   const int64_t count = bytes / int64_t(sizeof(uint32_t));
   device::LaunchConfig config;
   config.block = dim3(256);
   config.grid = dim3(unsigned((count + 255) / 256));
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   device::launch(config, "slstm_grid_zero", zero_kernel, static_cast<uint32_t*>(counters), count);
 }
 
@@ -61,7 +62,7 @@ int64_t grid_workspace_bytes(const KernelForward& p, const DeviceLimits& limits)
   });
 }
 
-void grid_forward(const KernelForward& p, const DeviceLimits& limits, void* stream) {
+void grid_forward(const KernelForward& p, const DeviceLimits& limits, Stream stream) {
   if (p.shape.B == 0 || p.shape.NH == 0) return;
   with_product(p, limits, [&](auto* product) {
     using Product = std::remove_pointer_t<decltype(product)>;

@@ -55,11 +55,12 @@ auto with_grid_product(const Shape& shape, const DeviceLimits& limits, const cha
 }
 
 template <class Params, class Kernel>
-void launch_grid(const GridPlan& plan, int threads, const char* name, Kernel kernel, const Params& params, void* stream) {
+void launch_grid(const GridPlan& plan, int threads, const char* name, Kernel kernel, const Params& params, Stream stream) {
   device::LaunchConfig config;
   config.block = dim3(unsigned(threads));
   config.shared_bytes = size_t(plan.shared_bytes);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   config.cooperative = true;
   if (device::resident_blocks(config, kernel) < 1)
     throw std::runtime_error(std::string(name) + ": a block of " + std::to_string(threads) + " threads and " +
@@ -72,6 +73,6 @@ void launch_grid(const GridPlan& plan, int threads, const char* name, Kernel ker
   }
 }
 
-void zero_grid_counters(void* counters, int64_t bytes, void* stream);
+void zero_grid_counters(void* counters, int64_t bytes, Stream stream);
 
 }  // namespace xlstm::slstm

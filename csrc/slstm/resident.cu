@@ -16,7 +16,7 @@ void check_head_dim(int64_t DH, ElementType element) {
 
 }  // namespace
 
-void resident_forward(const KernelForward& p, void* stream) {
+void resident_forward(const KernelForward& p, Stream stream) {
   check_head_dim(p.shape.DH, p.element);
   switch (p.element) {
     case ElementType::Float32:
@@ -28,7 +28,7 @@ void resident_forward(const KernelForward& p, void* stream) {
   }
 }
 
-void resident_backward(const KernelBackward& p, void* stream) {
+void resident_backward(const KernelBackward& p, Stream stream) {
   check_head_dim(p.shape.DH, p.element);
   switch (p.element) {
     case ElementType::Float32:

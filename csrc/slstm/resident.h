@@ -4,11 +4,11 @@
 
 namespace xlstm::slstm {
 
-void resident_forward_bfloat16(const KernelForward&, void* stream);
-void resident_forward_float16(const KernelForward&, void* stream);
-void resident_forward_float32(const KernelForward&, void* stream);
-void resident_backward_bfloat16(const KernelBackward&, void* stream);
-void resident_backward_float16(const KernelBackward&, void* stream);
-void resident_backward_float32(const KernelBackward&, void* stream);
+void resident_forward_bfloat16(const KernelForward&, Stream stream);
+void resident_forward_float16(const KernelForward&, Stream stream);
+void resident_forward_float32(const KernelForward&, Stream stream);
+void resident_backward_bfloat16(const KernelBackward&, Stream stream);
+void resident_backward_float16(const KernelBackward&, Stream stream);
+void resident_backward_float32(const KernelBackward&, Stream stream);
 
 }  // namespace xlstm::slstm

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
     length[e] = real_unit ? steps_of.length : 0;
     const int64_t last = steps_of.first + steps_of.length - 1;
     fetched[e] = (steps_of.batch * p.shape.S + last) * H + head * DH + unit;
-    dh_at[e] = steps_of.batch * p.dh_stride_b + last * p.dh_stride_s + head * p.dh_stride_n + unit;
+    dh_at[e] = steps_of.batch * p.dh.batch + last * p.dh.step + head * p.dh.head + unit;
 #pragma unroll
     for (int u = 0; u < UNITS; ++u) {
       dh_rec[e][u] = p.dh_last && real ? p.dh_last[at + u] : 0.0f;
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
   };
   if (steps == 0) return store_db();  // of the whole block; the tensors may be empty
 
-  const Element* const dh = static_cast<const Element*>(p.dh ? p.dh : p.saved_tails);  // nothing is read through the second
+  const Element* const dh =
+      static_cast<const Element*>(p.dh.data ? p.dh.data : p.saved_tails);  // nothing is read through the second
   const auto request = [&](int i) {
     auto& slots = smem.slots[i % STAGES];
 #pragma unroll
@@ -124,8 +125,8 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
       device::cp_async<16>(&slots.tails[e][tid], static_cast<const typename Tails::Tail*>(p.saved_tails) + 4 * fetched[e],
                            more ? 16 : 0);
       device::cp_async<8 * UNITS>(&slots.cells[e][tid], p.saved_cells + 2 * (fetched[e] - H), before ? 8 * UNITS : 0);
-      device::cp_async<4>(&slots.dh[e][tid], dh + dh_at[e], more && p.dh ? 4 : 0);
-      fetched[e] -= H, dh_at[e] -= p.dh_stride_s;
+      device::cp_async<4>(&slots.dh[e][tid], dh + dh_at[e], more && p.dh.data ? 4 : 0);
+      fetched[e] -= H, dh_at[e] -= p.dh.step;
     }
     device::cp_async_commit();
   };
@@ -225,17 +226,18 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_backward_kernel(const 
 }
 
 template <class T>
-void launch_resident_backward(const char* name, const KernelBackward& p, void* stream) {
+void launch_resident_backward(const char* name, const KernelBackward& p, Stream stream) {
   device::LaunchConfig config;
   config.grid = dim3(tiles_of_rows(p.shape));
   config.block = dim3(T::THREADS);
   config.shared_bytes = sizeof(typename T::Shared);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   device::launch(config, name, resident_backward_kernel<T>, p);
 }
 
 template <class Element>
-void launch_resident_backward16(const char* name, const KernelBackward& p, void* stream) {
+void launch_resident_backward16(const char* name, const KernelBackward& p, Stream stream) {
   if (p.shape.DH <= 32) return launch_resident_backward<BackwardTile<Element, 32, 4>>(name, p, stream);
   if (p.shape.DH <= 64) return launch_resident_backward<BackwardTile<Element, 64, 4>>(name, p, stream);
   if (p.shape.DH <= 96) return launch_resident_backward<BackwardTile<Element, 96, 4>>(name, p, stream);

@@ -4,7 +4,7 @@
 
 namespace xlstm::slstm {
 
-void resident_backward_bfloat16(const KernelBackward& p, void* stream) {
+void resident_backward_bfloat16(const KernelBackward& p, Stream stream) {
   launch_resident_backward16<__nv_bfloat16>("slstm_resident_backward<bfloat16>", p, stream);
 }
 

@@ -4,7 +4,7 @@
 
 namespace xlstm::slstm {
 
-void resident_backward_float16(const KernelBackward& p, void* stream) {
+void resident_backward_float16(const KernelBackward& p, Stream stream) {
   launch_resident_backward16<__half>("slstm_resident_backward<float16>", p, stream);
 }
 

@@ -8,7 +8,7 @@ namespace xlstm::slstm {
 static_assert(sizeof(BackwardTile<float, 64, 1>::Shared) <= 99 * 1024, "choice.cpp gives head dim 64 to every GPU");
 static_assert(sizeof(BackwardTile<float, 96, 1>::Shared) <= 200 * 1024, "choice.cpp gives head dim 96 to GPUs with 200 KiB");
 
-void resident_backward_float32(const KernelBackward& p, void* stream) {
+void resident_backward_float32(const KernelBackward& p, Stream stream) {
   constexpr char name[] = "slstm_resident_backward<float32>";
   if (p.shape.DH <= 32) return launch_resident_backward<BackwardTile<float, 32, 3>>(name, p, stream);
   if (p.shape.DH <= 64) return launch_resident_backward<BackwardTile<float, 64, 1>>(name, p, stream);

@@ -113,14 +113,14 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   const int copy_row = slot % 2 * 4 + slot / 2;
   const SequenceRow copied = sequence_row(p.shape, first_row + copy_row);
   const int copy_length = column < DH ? copied.length : 0;
-  const Element* x = static_cast<const Element*>(p.x) + copied.batch * p.x_stride_b + copied.first * p.x_stride_s +
-                     gate * p.x_stride_g + head * p.x_stride_n + column;
+  const Element* x = static_cast<const Element*>(p.x.data) + copied.batch * p.x.batch + copied.first * p.x.step +
+                     gate * p.x_gate_stride + head * p.x.head + column;
   const auto request_x = [&](int t) {
 #pragma unroll
     for (int c = 0; c < T::COPIES; ++c)
       device::cp_async<16>(&smem.x[t % STAGES][gate + c * T::GATES_AT_ONCE][copy_row][column],
-                           x + c * T::GATES_AT_ONCE * p.x_stride_g, t < copy_length ? 16 : 0);
-    x += p.x_stride_s;
+                           x + c * T::GATES_AT_ONCE * p.x_gate_stride, t < copy_length ? 16 : 0);
+    x += p.x.step;
     device::cp_async_commit();
   };
   uint32_t x_word[4][2];
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
   const SequenceRow flagged = sequence_row(p.shape, first_row + tid % kTileRows);
   const bool fetches_resets = RESETS && tid < kTileRows;
   const auto reset_at = [&](int t) {
-    return t < flagged.length ? reset_of_first_step(p.shape, flagged)[t * p.shape.reset_stride_s] : uint8_t(0);
+    return t < flagged.length ? reset_of_first_step(p.shape, flagged)[t * p.shape.reset.step] : uint8_t(0);
   };
   uint8_t reset_in_flight = 0;
   if (fetches_resets) {
@@ -245,23 +245,24 @@ __global__ void __launch_bounds__(T::THREADS, 1) resident_forward_kernel(const K
 }
 
 template <class T>
-void launch_resident_forward(const char* name, const KernelForward& p, void* stream) {
+void launch_resident_forward(const char* name, const KernelForward& p, Stream stream) {
   device::LaunchConfig config;
   config.grid = dim3(tiles_of_rows(p.shape));
   config.block = dim3(T::THREADS);
   config.shared_bytes = sizeof(typename T::Shared);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   if (p.saved_tails)
-    device::launch(config, name, p.shape.reset ? resident_forward_kernel<T, true, true> : resident_forward_kernel<T, true, false>,
-                   p);
+    device::launch(config, name,
+                   p.shape.reset.data ? resident_forward_kernel<T, true, true> : resident_forward_kernel<T, true, false>, p);
   else
     device::launch(config, name,
-                   p.shape.reset ? resident_forward_kernel<T, false, true> : resident_forward_kernel<T, false, false>, p);
+                   p.shape.reset.data ? resident_forward_kernel<T, false, true> : resident_forward_kernel<T, false, false>, p);
 }
 
 // 16-bit elements: every head dim that a tile holds.
 template <class Element>
-void launch_resident_forward16(const char* name, const KernelForward& p, void* stream) {
+void launch_resident_forward16(const char* name, const KernelForward& p, Stream stream) {
   if (p.shape.DH <= 32) return launch_resident_forward<ForwardTile<Element, 32, 1, 4>>(name, p, stream);
   if (p.shape.DH <= 64) return launch_resident_forward<ForwardTile<Element, 64, 2, 4>>(name, p, stream);
   if (p.shape.DH <= 96) return launch_resident_forward<ForwardTile<Element, 96, 2, 4>>(name, p, stream);

@@ -4,7 +4,7 @@
 
 namespace xlstm::slstm {
 
-void resident_forward_bfloat16(const KernelForward& p, void* stream) {
+void resident_forward_bfloat16(const KernelForward& p, Stream stream) {
   launch_resident_forward16<__nv_bfloat16>("slstm_resident_forward<bfloat16>", p, stream);
 }
 

@@ -4,7 +4,7 @@
 
 namespace xlstm::slstm {
 
-void resident_forward_float16(const KernelForward& p, void* stream) {
+void resident_forward_float16(const KernelForward& p, Stream stream) {
   launch_resident_forward16<__half>("slstm_resident_forward<float16>", p, stream);
 }
 

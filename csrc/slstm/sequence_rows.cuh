@@ -29,7 +29,7 @@ XLSTM_DEVICE int longest(const Shape& shape, int64_t row, int count) {
 }
 
 XLSTM_DEVICE const uint8_t* reset_of_first_step(const Shape& shape, const SequenceRow& row) {
-  return shape.reset + row.batch * shape.reset_stride_b + row.first * shape.reset_stride_s;
+  return shape.reset.data + row.batch * shape.reset.batch + row.first * shape.reset.step;
 }
 
 // Blocks of a launch: one per head and tile of rows, at least one row.

@@ -41,9 +41,9 @@ struct BackwardCell {
     const SequenceRow row = sequence_row(shape, index);
     length = row.length;
     at = ((row.batch * shape.S + row.first) * shape.NH + place.head) * shape.DH + unit;
-    dh_at = row.batch * p.dh_stride_b + row.first * p.dh_stride_s + place.head * p.dh_stride_n + unit;
+    dh_at = row.batch * p.dh.batch + row.first * p.dh.step + place.head * p.dh.head + unit;
     const int64_t state_at = (index * shape.NH + place.head) * shape.DH + unit;
-    if (shape.reset) flags = reset_of_first_step(shape, row);
+    if (shape.reset.data) flags = reset_of_first_step(shape, row);
     if (p.dc_last) dc = p.dc_last[state_at];
     if (p.dn_last) dn = p.dn_last[state_at];
   }
@@ -67,9 +67,9 @@ struct BackwardCell {
     } else {
       c_before = p.c0 ? p.c0[state_at] : 0.0f, n_before = p.n0 ? p.n0[state_at] : 0.0f;
     }
-    dh = p.dh ? device::to_float(static_cast<const Element*>(p.dh)[dh_at + t * p.dh_stride_s]) : 0.0f;
+    dh = p.dh.data ? device::to_float(static_cast<const Element*>(p.dh.data)[dh_at + t * p.dh.step]) : 0.0f;
     if (t == length - 1 && p.dh_last) dh += p.dh_last[state_at];
-    reset = flags && flags[t * shape.reset_stride_s];
+    reset = flags && flags[t * shape.reset.step];
   }
   XLSTM_DEVICE CellCoefficients<float> coefficients() const {
     CellSaved<float> saved;

@@ -33,7 +33,7 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
     const SequenceRow row = sequence_row(shape, operand_row);
     operand_length = row.length;
     operand_at = ((row.batch * shape.S + row.first) * NH + place.head) * DH;
-    if (shape.reset && row.length > 0) flag = reset_of_first_step(shape, row);
+    if (shape.reset.data && row.length > 0) flag = reset_of_first_step(shape, row);
   }
   bool reset_ahead = flag && *flag;  // of the next step, loaded one step before it is used
 
@@ -53,13 +53,12 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
     length = row.length;
     at = ((row.batch * shape.S + row.first) * NH + place.head) * DH + unit;
     if (length > 0)
-      x = static_cast<const Element*>(p.x) + row.batch * p.x_stride_b + row.first * p.x_stride_s + place.head * p.x_stride_n +
-          unit;
+      x = static_cast<const Element*>(p.x.data) + row.batch * p.x.batch + row.first * p.x.step + place.head * p.x.head + unit;
     const int64_t state_at = (row_index * NH + place.head) * DH + unit;
     if (p.h0) h = p.h0[state_at], state = cell_state(p.c0[state_at], p.n0[state_at], p.m0[state_at]);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate)
-      if (length > 0) ahead[gate] = x[gate * p.x_stride_g];
+      if (length > 0) ahead[gate] = x[gate * p.x_gate_stride];
   }
 
   uint4 operand[STEPS] = {};
@@ -72,7 +71,7 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
   for (int t = 0; t < steps; ++t) {
     const bool reset = reset_ahead;
     if (flag) {
-      flag += shape.reset_stride_s;
+      flag += shape.reset.step;
       reset_ahead = t + 1 < operand_length && *flag;
     }
     if (reset) {
@@ -108,9 +107,9 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
       }
       at += token_stride;
       if (t + 1 < length) {
-        x += p.x_stride_s;
+        x += p.x.step;
 #pragma unroll
-        for (int gate = 0; gate < 4; ++gate) ahead[gate] = x[gate * p.x_stride_g];
+        for (int gate = 0; gate < 4; ++gate) ahead[gate] = x[gate * p.x_gate_stride];
       }
     }
     if (t + 1 < steps) exchange.receive(operand, t + 1, product, operand_length, operand_at);

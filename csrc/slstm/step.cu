@@ -105,10 +105,10 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const KernelForward p
     for (int gate = 0; gate < 4; ++gate) raw[gate] = __shfl_sync(device::kAllLanes, sum, lane / 8 * 8 + 2 * gate);
     const int64_t row = first + lane / 8, at = (row * NH + head) * DH + unit;
     if (lane % 8 != 0 || row >= p.shape.B) continue;
-    const Element* x = static_cast<const Element*>(p.x) + row * p.x_stride_b + head * p.x_stride_n + unit;
+    const Element* x = static_cast<const Element*>(p.x.data) + row * p.x.batch + head * p.x.head + unit;
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate)
-      raw[gate] += (p.b ? p.b[(gate * NH + head) * DH + unit] : 0.0f) + device::to_float(x[gate * p.x_stride_g]);
+      raw[gate] += (p.b ? p.b[(gate * NH + head) * DH + unit] : 0.0f) + device::to_float(x[gate * p.x_gate_stride]);
     CellState<float> state = p.h0 ? cell_state(p.c0[at], p.n0[at], p.m0[at]) : cell_state(0.0f, 0.0f, 0.0f);
     CellSaved<float> saved;
     const float h = p.shape.forget_gate == ForgetGate::kSigmoid
@@ -120,12 +120,13 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const KernelForward p
 }
 
 template <class Element>
-void launch_step(const char* name, const KernelForward& p, void* stream) {
+void launch_step(const char* name, const KernelForward& p, Stream stream) {
   constexpr int VECTOR = 16 / int(sizeof(Element));
   device::LaunchConfig config;
   config.grid = dim3(unsigned(p.shape.NH * (p.shape.DH / kWarps)));
   config.block = dim3(32 * kWarps);
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.device = stream.device;
   const int64_t vectors = (p.shape.DH + 32 * VECTOR - 1) / (32 * VECTOR);
   if (vectors <= 1) return device::launch(config, name, step_kernel<Element, 1>, p);
   if (vectors <= 2) return device::launch(config, name, step_kernel<Element, 2>, p);
@@ -135,7 +136,7 @@ void launch_step(const char* name, const KernelForward& p, void* stream) {
 
 }  // namespace
 
-void step(const KernelForward& p, void* stream) {
+void step(const KernelForward& p, Stream stream) {
   if (p.shape.DH < 8 || p.shape.DH % 8 || p.shape.DH > kMaxHeadDim)
     throw std::invalid_argument("slstm_step: DH: got " + std::to_string(p.shape.DH) + ", expected a multiple of 8 up to " +
                                 std::to_string(kMaxHeadDim));

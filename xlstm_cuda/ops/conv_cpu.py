@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..native import _C
+from .launch import CPUCall
 from .library import must_dispatch
 
 _STEP = {torch.float32: _C.conv_step_cpu_float32, torch.float64: _C.conv_step_cpu_float64}
@@ -30,9 +31,12 @@ def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     held = None if held is None else held.contiguous()
     window, y = x.new_empty((B, K, D)), torch.empty_like(x)
-    given = (x.data_ptr(), 0 if held is None else held.data_ptr(), weight.data_ptr(), bias.data_ptr())
-    shape = (B, D, K, K if held is None else held.shape[1])
-    _STEP[x.dtype](shape, (*given, window.data_ptr(), y.data_ptr()), torch.get_num_threads())
+    call = CPUCall()
+    _STEP[x.dtype](
+        B=B, D=D, K=K, held_steps=K if held is None else held.shape[1],
+        x=call.address(x, x.dtype), held=call.address(held, x.dtype), w=call.address(weight, x.dtype),
+        b=call.address(bias, x.dtype), window=call.result(window), y=call.result(y), threads=torch.get_num_threads(),
+    )  # fmt: skip
     return y, window
 
 
@@ -43,14 +47,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     S = padded - K + 1
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     y = x.new_empty((B, S, D))
+    call = CPUCall()
     _FORWARD[x.dtype](
-        shape=(B, S, D, K),
-        x=x.data_ptr(),
-        w=weight.data_ptr(),
-        b=bias.data_ptr(),
-        y=y.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
+        B=B, S=S, D=D, K=K, x=call.address(x, x.dtype), w=call.address(weight, x.dtype), b=call.address(bias, x.dtype),
+        y=call.result(y), threads=torch.get_num_threads(),
+    )  # fmt: skip
     return y
 
 
@@ -60,9 +61,10 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Ten
     K = weight.shape[0]
     x, weight, dy = x.contiguous(), weight.contiguous(), dy.contiguous()
     dx, sums = torch.empty_like(x), x.new_empty((B * _C.conv_tiles(padded), K + 1, D))
+    call = CPUCall()
     _BACKWARD[x.dtype](
-        shape=(B, padded - K + 1, D, K), x=x.data_ptr(), w=weight.data_ptr(), dy=dy.data_ptr(), dx=dx.data_ptr(),
-        sums=sums.data_ptr(), threads=torch.get_num_threads(),
+        B=B, S=padded - K + 1, D=D, K=K, x=call.address(x, x.dtype), w=call.address(weight, x.dtype),
+        dy=call.address(dy, x.dtype), dx=call.result(dx), sums=call.result(sums), threads=torch.get_num_threads(),
     )  # fmt: skip
     total = sums.sum(0)
     return dx, total[:K], total[K]

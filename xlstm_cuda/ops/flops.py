@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import mlstm, slstm  # noqa: F401  they define the ops
+from . import mlstm, slstm
 
 CHUNK_LENGTH = 64  #: steps per chunk where no chunk_size is given
 
@@ -32,41 +32,43 @@ def _mlstm_sizes(q: Shape, v: Shape, chunk_size: int | None) -> tuple[int, int, 
     return B * NH * steps, B * NH * pairs, DHQK, v[-1]
 
 
+# Formulas are given the shapes in place of the tensors.
+
+
 @register_flop_formula(torch.ops.xlstm_cuda.mlstm_forward)
-def mlstm_forward_flops(q: Shape, k: Shape, v: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def mlstm_forward_flops(*args: Any, out_shape: Any = None, **_: Any) -> int:
     """Within a chunk Q K^T and its product with V; with the state (C beside n) one product to read it and one to write it."""
-    chunk_size = args[10]  # after i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps
-    steps, pairs, DHQK, DHHV = _mlstm_sizes(q, v, chunk_size)
+    operands, options = mlstm.FORWARD.split(args)
+    steps, pairs, DHQK, DHHV = _mlstm_sizes(operands.q, operands.v, options.chunk_size)
     return 2 * pairs * (DHQK + DHHV) + 2 * steps * 2 * DHQK * (DHHV + 1)
 
 
 @register_flop_formula(torch.ops.xlstm_cuda.mlstm_backward)
-def mlstm_backward_flops(
-    dh: Shape | None, dC: Shape | None, dn: Shape | None, q: Shape, k: Shape, v: Shape,
-    *args: Any, out_shape: Any = None, **_: Any,
-) -> int:  # fmt: skip
+def mlstm_backward_flops(*args: Any, out_shape: Any = None, **_: Any) -> int:
     """Within a chunk the scores, dH V^T, and one product each for dQ, dK, dV; C and dC take five, n and dn two to write."""
-    chunk_size = args[14]  # after i, f, C0, n0, m0, cu_seqlens, h, dot, C, n, scale, igate, normalize, eps
-    steps, pairs, DHQK, DHHV = _mlstm_sizes(q, v, chunk_size)
+    _, operands, _, options = mlstm.BACKWARD.split(args)
+    steps, pairs, DHQK, DHHV = _mlstm_sizes(operands.q, operands.v, options.chunk_size)
     return 2 * pairs * (3 * DHQK + 2 * DHHV) + 2 * steps * DHQK * (5 * DHHV + 2)
 
 
 @register_flop_formula(torch.ops.xlstm_cuda.mlstm_step)
-def mlstm_step_flops(q: Shape, k: Shape, v: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def mlstm_step_flops(*args: Any, out_shape: Any = None, **_unused: Any) -> int:
     """The state (C beside n) is written and read once."""
-    B, NH, DHQK = q
-    return 2 * B * NH * 2 * DHQK * (v[-1] + 1)
+    token, _ = mlstm.STEP.split(args)
+    B, NH, DHQK = token.q
+    return int(2 * B * NH * 2 * DHQK * (token.v[-1] + 1))
 
 
 @register_flop_formula(torch.ops.xlstm_cuda.slstm_forward)
-def slstm_forward_flops(x: Shape, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def slstm_forward_flops(*args: Any, out_shape: Any = None, **_: Any) -> int:
     """R h for four gates at every step."""
-    B, S, gates, NH, DH = x
-    return 2 * B * S * gates * NH * DH * DH
+    operands, _ = slstm.FORWARD.split(args)
+    B, S, gates, NH, DH = operands.x
+    return int(2 * B * S * gates * NH * DH * DH)
 
 
 @register_flop_formula(torch.ops.xlstm_cuda.slstm_backward)
-def slstm_backward_flops(dh: Shape | None, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def slstm_backward_flops(*args: Any, out_shape: Any = None, **_: Any) -> int:
     """R^T dx for dh, and dx h^T for dR, at every step."""
     B, S, gates, NH, DH = out_shape[0]
-    return 2 * 2 * B * S * gates * NH * DH * DH
+    return int(2 * 2 * B * S * gates * NH * DH * DH)

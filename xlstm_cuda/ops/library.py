@@ -3,66 +3,139 @@
 from __future__ import annotations
 
 import functools
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("xlstm_cuda", "DEF")
 IMPLEMENTATIONS: dict[str, Callable] = {}  #: by the op's name, for tests that stand between an op and its device
 
+_SCHEMA_TYPES = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", str: "str", bool: "bool", int | None: "int?",
+}  # fmt: skip
 
-def define(name: str, schema: str, impl: Callable, fake: Callable) -> Callable:
-    """Registers ``xlstm_cuda::name`` for every device and returns its overload.
 
-    Args:
-        schema: arguments and results, e.g. ``"(Tensor x, float scale) -> Tensor"``.
-        impl: the computation; its results never alias an argument. Autocast is off inside: it has decided its dtypes.
-        fake: the same on tensors without data: shapes, dtypes and devices of the results.
+def _declared(fields: type) -> str:
+    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in typing.get_type_hints(fields).items())
+
+
+class Op:
+    """One op of the library. Its schema is made of NamedTuples, and its functions are given these, not flat lists.
+
+    overload: the op as PyTorch sees it; it takes the fields of `takes`, one after the other.
+    direct: the same by its implementation, for eager calls, where the dispatcher would cost more than it gives.
     """
 
-    @functools.wraps(impl)
-    def without_autocast(*args: Any) -> Any:
-        with torch._C._DisableAutocast():
-            return impl(*args)
+    def __init__(self, name: str, takes: Sequence[type], gives: type, impl: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        """
+        takes: the groups of arguments, NamedTuples. gives: the results, a NamedTuple of tensors.
+        impl: the computation on the groups; its results never alias an argument. Autocast is off inside: it has decided its
+            dtypes.
+        fake: the same on tensors without data: shapes, dtypes and devices of the results.
+        """
+        self.name, self.takes = name, takes
 
-    IMPLEMENTATIONS[name] = without_autocast
-    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, without_autocast, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"xlstm_cuda::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.xlstm_cuda, name).default
+        @functools.wraps(impl)
+        def direct(*args: Any) -> Any:
+            with torch._C._DisableAutocast():
+                return impl(*self.split(args))
+
+        self.direct: Callable[..., Any] = direct
+        IMPLEMENTATIONS[name] = direct
+        schema = f"({', '.join(map(_declared, takes))}) -> ({_declared(gives)})"
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, lambda *args: tuple(direct(*args)), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"xlstm_cuda::{name}", lambda *args: tuple(fake(*self.split(args))), lib=LIBRARY)
+        self.overload: Callable[..., Any] = getattr(torch.ops.xlstm_cuda, name).default
+
+    def __call__(self, like: Tensor, *args: Any) -> Any:
+        """Runs the op on operands such as `like`: itself where somebody has to see it, else its implementation."""
+        return self.overload(*args) if must_dispatch(like) else self.direct(*args)
+
+    def split(self, args: Sequence[Any]) -> list[Any]:
+        """The groups of a flat list of arguments."""
+        groups, start = [], 0
+        for group in self.takes:
+            end = start + len(group._fields)  # type: ignore[attr-defined]
+            groups.append(group(*args[start:end]))
+            start = end
+        return groups
+
+    def differentiate(self, call: Callable[..., Any]) -> None:
+        """Gives the op its gradient: ``call(run, *args)`` has the results of ``run(*args)``, and autograd knows about them.
+
+        Everything that calls the op itself gets it: exported, traced and functionalised programs, compilers, torch.func.
+        """
+        overload: Any = self.overload
+
+        def autograd(keyset: Any, *args: Any) -> Any:
+            def below(*args: Any) -> Any:
+                with torch._C._AutoDispatchBelowAutograd():
+                    return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+            return call(below, *args) if differentiated(*args) else below(*args)
+
+        LIBRARY.impl(self.name, autograd, "Autograd", with_keyset=True)
+
+
+def differentiated(*args: Any) -> bool:
+    """Whether a call with these arguments has to be known to autograd, of either mode."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
 def must_dispatch(x: Tensor) -> bool:
-    """Whether the op itself has to be called: by a compiler, in a mode (fake tensors, flop counting), on a tensor subclass.
-
-    Decoding steps otherwise call the implementation, because the op's dispatch costs more than the step.
-    """
+    """Whether the op itself has to be called: by a compiler, in a mode (fake tensors, flop counting), inside torch.func, on a
+    tensor subclass. Eager calls otherwise run the implementation, because the op's dispatch costs more than a decoding step."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._are_functorch_transforms_active():
         return True
     return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
 
 
-class _DifferentiableOnce(torch.autograd.Function):
+def refuse_forward_mode(cell: str) -> Any:
+    """The jvp of an autograd.Function that has none."""
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(f"xlstm_cuda: {cell}: forward mode AD is not supported by the kernels; use backend='reference'")
+
+    return staticmethod(jvp)
+
+
+class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.name = name
-        return tuple(t.view_as(t) for t in tensors[:count])
+    def forward(ctx: Any, cell: str, anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        ctx.cell = cell
+        return tuple(g.view_as(g) for g in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            f"{ctx.name}: double backward is not supported by the kernels; use backend='reference', which autograd differentiates"
+            f"xlstm_cuda: {ctx.cell}: double backward is not supported by the kernels; use backend='reference', which autograd"
+            " differentiates"
         )
 
 
-def differentiable_once(name: str, gradients: Sequence[Tensor], saved: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """What a backward returns under create_graph=True: gradients whose own backward raises.
+def differentiable_once(cell: str, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a backward returns: under create_graph=True, gradients whose own backward raises.
 
-    `once_differentiable` alone would let a gradient penalty pass with silently missing terms, because an incoming gradient that
-    is a constant makes it return constants.
+    `once_differentiable` would not do: it lets a gradient penalty pass with silently missing terms, because an incoming gradient
+    that is a constant makes it return constants. The anchor makes the results require a gradient whatever the operands do.
     """
     if not torch.is_grad_enabled():
         return gradients
-    return _DifferentiableOnce.apply(name, len(gradients), *gradients, *(s for s in saved if s is not None))
+    anchor = torch.empty(0, device=gradients[0].device, requires_grad=True)
+    marked: Sequence[Tensor] = _Once.apply(cell, anchor, *gradients)
+    return marked
+
+
+def returned(cell: str, gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The end of a backward: those gradients that autograd asks for, and None for the options."""
+    gradients = differentiable_once(cell, gradients)
+    return *(g if need else None for g, need in zip(gradients, needed)), *(None,) * (len(needed) - len(gradients))

@@ -5,6 +5,7 @@ One forward and one backward op serve every kernel backend; `chunkwise` is the C
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,153 +13,121 @@ from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
 from .chunkwise.states import State, state_dtype, state_shapes
-from .library import define, differentiable_once, must_dispatch
+from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, returned
+from .signatures import (
+    MLSTMGradients,
+    MLSTMIncoming,
+    MLSTMOperands,
+    MLSTMOptions,
+    MLSTMResults,
+    MLSTMSaved,
+    MLSTMToken,
+    MLSTMTokenResults,
+)
 
 KERNEL_BACKENDS = ("cuda", "simt")
 
-_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, Tensor? cu_seqlens"
-_OPTIONS = "float scale, str igate, bool normalize, float eps, int? chunk_size, str backend"
+
+def _forward_impl(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
+    if options.backend in KERNEL_BACKENDS:
+        return mlstm_kernels.forward(operands, options)
+    q, k, v, i, f, C0, n0, m0, cu_seqlens = operands
+    return MLSTMResults(*chunkwise.forward(q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, options))
 
 
-def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
-    options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
-    if backend in KERNEL_BACKENDS:
-        return mlstm_kernels.forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, backend)
-    return chunkwise.forward(q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, options)
-
-
-def _forward_fake(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
+def _forward_fake(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
+    q, v, i = operands.q, operands.v, operands.i
     dtype = state_dtype(q)
-    states = [q.new_empty(shape, dtype=dtype) for shape in state_shapes(q, v, cu_seqlens)]
-    dot = mlstm_kernels.empty_dot(i, dtype) if backend in KERNEL_BACKENDS else i.new_empty(i.shape, dtype=dtype)
-    return v.new_empty(v.shape), *states, dot
+    C, n, m = (q.new_empty(shape, dtype=dtype) for shape in state_shapes(q, v, operands.cu_seqlens))
+    dot = mlstm_kernels.empty_dot(i, dtype) if options.backend in KERNEL_BACKENDS else i.new_empty(i.shape, dtype=dtype)
+    return MLSTMResults(v.new_empty(v.shape), C, n, m, dot)
 
 
-def _backward_impl(
-    dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n,
-    scale, igate, normalize, eps, chunk_size, backend, exact,
-):  # fmt: skip
-    options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
-    if backend in KERNEL_BACKENDS:
-        return mlstm_kernels.backward(
-            dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n, options, exact, backend
-        )  # fmt: skip
-    return chunkwise.backward(dh, dC, dn, q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, h, dot, C, n, options, exact)
-
-
-def _backward_fake(
-    dh, dC, dn, q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n,
-    scale, igate, normalize, eps, chunk_size, backend, exact,
-):  # fmt: skip
-    gradients = [x.new_empty(x.shape) for x in (q, k, v, i, f)]
-    return *gradients, *(q.new_empty(shape, dtype=state_dtype(q)) for shape in state_shapes(q, v, cu_seqlens))
-
-
-_forward = define(
-    "mlstm_forward",
-    f"({_OPERANDS}, {_OPTIONS}) -> (Tensor h, Tensor C, Tensor n, Tensor m, Tensor dot)",
-    _forward_impl,
-    _forward_fake,
-)
-_backward = define(
-    "mlstm_backward",
-    f"(Tensor? dh, Tensor? dC, Tensor? dn, {_OPERANDS}, Tensor h, Tensor dot, Tensor C, Tensor n, {_OPTIONS}, bool exact)"
-    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor dC0, Tensor dn0, Tensor dm0)",
-    _backward_impl,
-    _backward_fake,
-)
-
-
-def _step_impl(q, k, v, i, f, C, n, m, scale, igate, normalize, eps, backend):
-    h, state = mlstm_step_kernel.mlstm_step(
-        q, k, v, i, f, (C, n, m), scale=scale, igate=igate, normalize=normalize, eps=eps, backend=backend
+def _backward_impl(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
+    if options.backend in KERNEL_BACKENDS:
+        return mlstm_kernels.backward(incoming, operands, saved, options)
+    q, k, v, i, f, C0, n0, m0, cu_seqlens = operands
+    return MLSTMGradients(
+        *chunkwise.backward(*incoming, q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, *saved, options, options.exact)
     )
-    return h, *state
 
 
-def _step_fake(q, k, v, i, f, C, n, m, scale, igate, normalize, eps, backend):
-    return v.new_empty(v.shape), *(s.new_empty(s.shape) for s in (C, n, m))
+def _backward_fake(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
+    q = operands.q
+    gradients = [x.new_empty(x.shape) for x in operands[:5]]
+    shapes = state_shapes(q, operands.v, operands.cu_seqlens)
+    return MLSTMGradients(*gradients, *(q.new_empty(shape, dtype=state_dtype(q)) for shape in shapes))
 
 
-_step = define(
-    "mlstm_step",
-    "(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor C, Tensor n, Tensor m,"
-    " float scale, str igate, bool normalize, float eps, str backend) -> (Tensor h, Tensor C_new, Tensor n_new, Tensor m_new)",
-    _step_impl,
-    _step_fake,
+def _step_impl(token: MLSTMToken, options: MLSTMOptions) -> MLSTMTokenResults:
+    return mlstm_step_kernel.step(token, options)
+
+
+def _step_fake(token: MLSTMToken, options: MLSTMOptions) -> MLSTMTokenResults:
+    h, C, n, m = (x.new_empty(x.shape) for x in (token.v, token.C, token.n, token.m))
+    return MLSTMTokenResults(h, C, n, m)
+
+
+FORWARD = Op("mlstm_forward", (MLSTMOperands, MLSTMOptions), MLSTMResults, _forward_impl, _forward_fake)
+BACKWARD = Op(
+    "mlstm_backward", (MLSTMIncoming, MLSTMOperands, MLSTMSaved, MLSTMOptions), MLSTMGradients, _backward_impl, _backward_fake
 )
+STEP = Op("mlstm_step", (MLSTMToken, MLSTMOptions), MLSTMTokenResults, _step_impl, _step_fake)
 
 
 class _MLSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact):
-        h, C, n, m, dot = _forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, *options)
-        ctx.save_for_backward(q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n)
-        ctx.options, ctx.exact = options, exact
+    def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+        operands, options = FORWARD.split(args)
+        results = MLSTMResults(*run(*args))
+        ctx.save_for_backward(*operands, results.h, results.dot, results.C, results.n)
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(m)
-        return h, C, n, m
+        ctx.mark_non_differentiable(results.m, results.dot)
+        return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, dh, dC, dn, dm):
+    def backward(ctx: Any, dh: Tensor | None, dC: Tensor | None, dn: Tensor | None, *_: None) -> Any:
         saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
-            gradients = _backward(dh, dC, dn, *saved, *ctx.options, ctx.exact)
-        gradients = differentiable_once("mlstm", gradients, (dh, dC, dn, *saved))
-        needed = ctx.needs_input_grad[:8]
-        return *(g if need else None for g, need in zip(gradients, needed)), None, None, None
+            gradients = BACKWARD(saved[0], dh, dC, dn, *saved, *ctx.options)
+        return None, *returned("mlstm", gradients, ctx.needs_input_grad[1:])
+
+    jvp = refuse_forward_mode("mlstm")
 
 
-def mlstm(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    state: State | None,
-    cu_seqlens: Tensor | None,
-    *,
-    scale: float,
-    igate: str,
-    normalize: bool,
-    eps: float,
-    exact: bool,
-    chunk_size: int | None,
-    backend: str,
-) -> tuple[Tensor, State]:
+FORWARD.differentiate(_MLSTM.apply)
+BACKWARD.differentiate(lambda run, *args: differentiable_once("mlstm", run(*args)))
+STEP.differentiate(lambda run, *args: _one_step_of_a_sequence(*STEP.split(args)))
+
+
+def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
-    C0, n0, m0 = state or (None, None, None)
-    options = (scale, igate, normalize, eps, chunk_size, backend)
-    h, C, n, m = _MLSTM.apply(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact)
+    args = (*operands, *options)
+    if must_dispatch(operands.q) or not differentiated(*operands):
+        h, C, n, m, _ = FORWARD(operands.q, *args)
+    else:
+        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, *args)
     return h, (C, n, m)
 
 
-def mlstm_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    state: State,
-    *,
-    scale: float,
-    igate: str,
-    normalize: bool,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, State]:
+def mlstm_step(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
-    if backend in KERNEL_BACKENDS:
-        run = _step if must_dispatch(q) else _step_impl
-        h, *new = run(q, k, v, i, f, *state, scale, igate, normalize, eps, backend)
-        return h, (new[0], new[1], new[2])
-    if must_dispatch(q):  # in eager mode the op's dispatch would cost more than the step
-        h, C, n, m, _ = _forward(
-            *(x.unsqueeze(1) for x in (q, k, v, i, f)), *state, None, scale, igate, normalize, eps, None, backend
-        )
-        return h.squeeze(1), (C, n, m)
-    return chunkwise.step(q, k, v, i, f, state, chunkwise.Options(scale, igate, normalize, eps, None))
+    if options.backend in KERNEL_BACKENDS:
+        h, C, n, m = STEP.overload(*token, *options) if must_dispatch(token.q) else mlstm_step_kernel.step(token, options)
+        return h, (C, n, m)
+    if must_dispatch(token.q):
+        h, *state = _one_step_of_a_sequence(token, options)
+        return h, (state[0], state[1], state[2])
+    return chunkwise.step(*token[:5], token[5:], options)
 
 
-def _given(C0: Any, n0: Any, m0: Any) -> State | None:
-    return None if C0 is None else (C0, n0, m0)
+def _one_step_of_a_sequence(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, ...]:
+    """The same as the step, and with gradients."""
+    q, k, v, i, f = (x.unsqueeze(1) for x in token[:5])
+    h, C, n, m, _ = FORWARD.overload(q, k, v, i, f, token.C, token.n, token.m, None, *options)
+    return h.squeeze(1), C, n, m
+
+
+def _given(C0: Tensor | None, n0: Tensor | None, m0: Tensor | None) -> State | None:
+    return None if C0 is None or n0 is None or m0 is None else (C0, n0, m0)

@@ -8,74 +8,62 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .. import native, simt
-from .chunkwise.options import Options
+from .launch import ABSENT, KernelCall, kernel_dtype, multiple_of_8, padded, same_dtype, unpadded
+from .signatures import MLSTMGradients, MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMResults, MLSTMSaved
 
 MAX_HEAD_DIM = 512
 MAX_SEGMENTS, MIN_CHUNKS = 16, 4
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+State = tuple[Tensor, Tensor]  # C and n, or their gradients
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
-    C0: Tensor | None, n0: Tensor | None, m0: Tensor | None, cu_seqlens: Tensor | None, options: Options, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """h in v's dtype, the final C, n, m, and the dot products s q.n (B, S, NH) that the backward needs."""
-    call = _Call(q, v, i, f, cu_seqlens, options, backend)
-    DHHV = v.shape[-1]
-    Q, K, V = (call.operand(x) for x in (q, k, v))
-    initial = None if C0 is None else call.padded_state(C0, n0)
+def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
+    """One gate scan and one walk."""
+    q, k, v, i, _, C0, n0, m0, _ = operands
+    call = _Pass(operands, options)
     h, dot = call.like_operand(call.DHHV), empty_dot(i, torch.float32)
-    C, n = call.empty(call.N, call.NH, call.DHQK, call.DHHV), call.empty(call.N, call.NH, call.DHQK)
-    m = call.empty(call.N, call.NH)
-    with call.device():
+    C, n, m = call.empty_state(), call.empty(call.N, call.NH, call.DHQK), call.empty(call.N, call.NH)
+    with call.on_device():
         records = call.gates(m0, m)
-        call.walk("h", Q, K, V, h, records, initial, (C, n), dot=dot)
-    C, n = C[:, :, : q.shape[-1], :DHHV].contiguous(), n[:, :, : q.shape[-1]].contiguous()
-    return h[..., :DHHV].contiguous(), C, n, m, dot
-
-
-def backward(
-    dh: Tensor | None, dC: Tensor | None, dn: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
-    C0: Tensor | None, n0: Tensor | None, m0: Tensor | None, cu_seqlens: Tensor | None,
-    h: Tensor, dot: Tensor, C: Tensor, n: Tensor, options: Options, exact: bool, backend: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0. A missing incoming gradient is zero."""
-    call = _Call(q, v, i, f, cu_seqlens, options, backend)
+        call.walk("h", call.operand(q), call.operand(k), call.operand(v), h, records, call.state(C0, n0), (C, n), dot=dot)
     DHQK, DHHV = q.shape[-1], v.shape[-1]
-    Q, K, V, dH, H = (call.operand(x) for x in (q, k, v, torch.zeros_like(h) if dh is None else dh, h))
-    initial = None if C0 is None else call.padded_state(C0, n0)
-    final = call.padded_state(C, n)
+    return MLSTMResults(unpadded(h, DHHV), unpadded(C, DHQK, DHHV), unpadded(n, DHQK), m, dot)
+
+
+def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
+    """Two row dots, one gate scan, three walks, and the gate gradients."""
+    q, k, v, i, f, C0, n0, m0, _ = operands
+    call = _Pass(operands, options)
+    dh = torch.zeros_like(saved.h) if incoming.dh is None else incoming.dh
+    Q, K, V, dH, H = (call.operand(x) for x in (q, k, v, dh, saved.h))
+    initial, final = call.state(C0, n0), call.state(saved.C, saved.n)
     dfinal = None
-    if dC is not None or dn is not None:
-        dfinal = call.padded_state(torch.zeros_like(C) if dC is None else dC, torch.zeros_like(n) if dn is None else dn)
+    if incoming.dC is not None or incoming.dn is not None:
+        dC, dn = (torch.zeros_like(x) if d is None else d for x, d in zip((saved.C, saved.n), incoming[1:]))
+        dfinal = call.state(dC, dn)
     dQ, dK, dV = call.like_operand(call.DHQK), call.like_operand(call.DHQK), call.like_operand(call.DHHV)
-    di, df = (torch.empty(i.shape, dtype=i.dtype, device=i.device) for _ in range(2))
-    dC0, dn0 = call.empty(call.N, call.NH, call.DHQK, call.DHHV), call.empty(call.N, call.NH, call.DHQK)
-    line = call.empty(call.B, call.NH, call.S)
-    with call.device():
-        along = None
-        if exact and options.normalize:
-            along = call.row_dots(dH, H)
-        records = call.gates(m0, call.empty(call.N, call.NH), dot=dot, along=along)
+    di, df = (torch.empty(i.shape, dtype=call.i.dtype, device=i.device) for _ in range(2))
+    dinitial = call.empty_state(), call.empty(call.N, call.NH, call.DHQK)
+    with call.on_device():
+        along = call.row_dots(dH, H) if options.exact and options.normalize else None
+        records = call.gates(m0, call.empty(call.N, call.NH), dot=saved.dot, along=along)
         parts = call.blocks("dq", call.DHHV, call.DHQK)
         q_dq, k_dk = (call.empty(parts, call.B, call.NH, call.S) for _ in range(2))
         call.walk("dq", dH, V, K, dQ, records, initial, None, row_dots=(Q, q_dq))
-        call.walk("dk", V, dH, Q, dK, records, dfinal, (dC0, dn0), row_dots=(K, k_dk))
+        call.walk("dk", V, dH, Q, dK, records, dfinal, dinitial, row_dots=(K, k_dk))
         call.walk("dv", K, Q, dH, dV, records, dfinal, None)
-        border = None if dfinal is None else call.state_dots(final, dfinal)
-        call.gate_gradients(parts, q_dq, k_dk, border, records, line, di, df)
-        dm0 = call.empty(call.N, call.NH).zero_() if initial is None else call.state_dots(initial, (dC0, dn0))
-    dQ, dK, dV = dQ[..., :DHQK].contiguous(), dK[..., :DHQK].contiguous(), dV[..., :DHHV].contiguous()
-    return dQ, dK, dV, di, df, dC0[:, :, :DHQK, :DHHV].contiguous(), dn0[:, :, :DHQK].contiguous(), dm0
+        border = None if dfinal is None or final is None else call.state_dots(final, dfinal)
+        call.gate_gradients(q_dq, k_dk, border, records, di, df)
+        dm0 = call.empty(call.N, call.NH).zero_() if initial is None else call.state_dots(initial, dinitial)
+    DHQK, DHHV = q.shape[-1], v.shape[-1]
+    dq, dk, dv = unpadded(dQ, DHQK), unpadded(dK, DHQK), unpadded(dV, DHHV)
+    di, df = di.to(i.dtype), df.to(f.dtype)
+    return MLSTMGradients(dq, dk, dv, di, df, unpadded(dinitial[0], DHQK, DHHV), unpadded(dinitial[1], DHQK), dm0)
 
 
 def empty_dot(i: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,6 +73,7 @@ def empty_dot(i: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_head_dims(DHQK: int, DHHV: int, backend: str) -> None:
+    """ValueError for a head dim that no kernel holds."""
     for name, dim in (("DHQK", DHQK), ("DHHV", DHHV)):
         if not 1 <= dim <= MAX_HEAD_DIM:
             raise ValueError(
@@ -107,87 +96,85 @@ def forced_segments(count: int) -> Iterator[None]:
         _forced_segments = before
 
 
-class _Call:
-    """Sizes, padding and launches of one forward or backward; DHQK and DHHV are rounded up to multiples of 8."""
+class _Sequences(NamedTuple):
+    """csrc/mlstm/params.h: Sequences."""
 
-    def __init__(self, q: Tensor, v: Tensor, i: Tensor, f: Tensor, cu_seqlens: Tensor | None, options: Options, backend: str):
-        check_head_dims(q.shape[-1], v.shape[-1], backend)
-        if q.dtype not in DTYPES:
-            raise TypeError(f"mlstm on {backend}: q: got {q.dtype}, expected {', '.join(map(str, DTYPES))}")
+    B: int
+    S: int
+    N: int
+    NH: int
+    cu_seqlens: int
+
+
+class _Pass(KernelCall):
+    """Sizes and launches of one forward or backward; DHQK and DHHV are rounded up to multiples of 8."""
+
+    def __init__(self, operands: MLSTMOperands, options: MLSTMOptions) -> None:
+        q, v, cu_seqlens = operands.q, operands.v, operands.cu_seqlens
+        check_head_dims(q.shape[-1], v.shape[-1], options.backend)
+        self.dtype = kernel_dtype(f"mlstm on {options.backend}: q", q)
+        super().__init__(options.backend, q.device)
         self.B, self.S, self.NH = q.shape[:3]
-        self.DHQK, self.DHHV = (-(-d // 8) * 8 for d in (q.shape[-1], v.shape[-1]))
+        self.DHQK, self.DHHV = multiple_of_8(q.shape[-1]), multiple_of_8(v.shape[-1])
         self.N = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        self.like, self.dtype, self.options = q, DTYPES[q.dtype], options
-        self.i, self.f = i, f
-        self.cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
-        self.on_gpu = backend == "cuda"
-        self.module: ModuleType = native._C if self.on_gpu else simt.module()
-        self.L = self.module.mlstm_chunk_length(self.dtype, self.DHQK, self.DHHV)
-        self.slots = self.N * -(-self.S // self.L) if cu_seqlens is None else self.S // self.L + self.N
-
-    def device(self) -> contextlib.AbstractContextManager:
-        return torch.cuda.device(self.like.device) if self.on_gpu else contextlib.nullcontext()
-
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.like.device)
+        self.element, self.options = q.dtype, options
+        self.i, self.f = same_dtype(operands.i, operands.f)
+        self.packed = cu_seqlens is not None
+        self.sequences = _Sequences(self.B, self.S, self.N, self.NH, self.address(cu_seqlens, torch.int32))
+        self.L: int = self.module.mlstm_chunk_length(self.dtype, self.DHQK, self.DHHV)
+        self.slots = self.S // self.L + self.N if self.packed else self.N * -(-self.S // self.L)
 
     def like_operand(self, D: int) -> Tensor:
-        return self.empty(self.B, self.S, self.NH, D, dtype=self.like.dtype)
+        return self.empty(self.B, self.S, self.NH, D, dtype=self.element)
+
+    def empty_state(self) -> Tensor:
+        return self.empty(self.N, self.NH, self.DHQK, self.DHHV)
 
     def operand(self, x: Tensor) -> Tensor:
-        """x as the walks read it: head dim a multiple of 8, unit last stride, rows at multiples of 16 bytes; copied if not."""
-        if x.shape[-1] % 8:
-            return pad(x, (0, -x.shape[-1] % 8)).contiguous()  # of what looks like images, pad keeps channels last
-        aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
-        return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
+        """x as the walks read it, head dim a multiple of 8; copied if it is not."""
+        return self.rows(padded(x, multiple_of_8(x.shape[-1])), self.element)
 
-    def padded_state(self, C: Tensor, n: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert n is not None
-        rows, columns = self.DHQK - C.shape[-2], self.DHHV - C.shape[-1]
-        if rows or columns:
-            C, n = pad(C, (0, columns, 0, rows)), pad(n, (0, rows))
-        return C.contiguous(), n.contiguous()
+    def state(self, C: Tensor | None, n: Tensor | None) -> State | None:
+        if C is None or n is None:
+            return None
+        return padded(C, self.DHQK, self.DHHV), padded(n, self.DHQK)
 
     def gates(self, m0: Tensor | None, m_last: Tensor, dot: Tensor | None = None, along: Tensor | None = None) -> Tensor:
+        """M4-M6: the records of all chunks, with those of the backward where ``dot`` is given."""
         records = self.empty(self.NH, self.slots, 9 * self.L + 4)
-        options, m0 = self.options, None if m0 is None else m0.contiguous()
         totals, before = self.empty(self.NH, self.slots, 2, dtype=torch.float64), self.empty(self.NH, self.slots)
-        self.module.mlstm_gates(
-            **self._sequences(), **self._gate_operands(), L=self.L,
-            normalize=options.normalize, scale=options.scale, eps=options.eps,
-            m0=_address(m0), totals=_address(totals), m_before=_address(before), m_last=_address(m_last),
-            dot=_address(dot), along=_address(along), records=_address(records), stream=self._stream(),
+        self.launch(
+            "mlstm_gates", **self._gates(), m0=self.address(m0), totals=self.result(totals), m_before=self.result(before),
+            m_last=self.result(m_last), dot=self.address(None if dot is None else dot.transpose(1, 2)),
+            along=self.address(along), records=self.result(records),
         )  # fmt: skip
         return records
 
     def walk(
-        self, use: str, A: Tensor, B: Tensor, X: Tensor, O: Tensor, records: Tensor,
-        start: tuple[Tensor, Tensor] | None, end: tuple[Tensor, Tensor] | None,
-        dot: Tensor | None = None, row_dots: tuple[Tensor | None, Tensor | None] = (None, None),
+        self, use: str, A: Tensor, B: Tensor, X: Tensor, O: Tensor, records: Tensor, start: State | None, end: State | None,
+        *, dot: Tensor | None = None, row_dots: tuple[Tensor, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Walk `use` of csrc/mlstm/walk.cuh; start and end are (C, n) or (dC, dn), row_dots the other factor and the result."""
-        with_, out = row_dots
         C_start, n_start = start or (None, None)
         C_end, n_end = end or (None, None)
+        with_, out = row_dots or (None, None)
         segments = self._segments(use, A.shape[-1], X.shape[-1])
-        borders = (
-            self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV),
-            self.empty(segments - 1, self.N, self.NH, self.DHQK),
-        )
-        self.module.mlstm_walk(
-            **self._sequences(), use=use, dtype=self.dtype, c=A.shape[-1], o=X.shape[-1],
-            A=A.data_ptr(), B=B.data_ptr(), X=X.data_ptr(), O=O.data_ptr(),
-            A_strides=A.stride()[:3], B_strides=B.stride()[:3], X_strides=X.stride()[:3], O_strides=O.stride()[:3],
-            records=records.data_ptr(), normalize=self.options.normalize, scale=self.options.scale, eps=self.options.eps,
-            state_start=_address(C_start), vector_start=_address(n_start), state_end=_address(C_end), vector_end=_address(n_end),
-            segments=segments, segment_states=borders[0].data_ptr(), segment_vectors=borders[1].data_ptr(),
-            dot=_address(dot), row_dot_with=_address(with_), row_dot_strides=(0, 0, 0) if with_ is None else with_.stride()[:3],
-            row_dots=_address(out), stream=self._stream(),
+        states = self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV)
+        vectors = self.empty(segments - 1, self.N, self.NH, self.DHQK)
+        self.launch(
+            "mlstm_walk", use=use, options=self.options, sequences=self.sequences, dtype=self.dtype, c=A.shape[-1], o=X.shape[-1],
+            A=self.view(A, self.element), B=self.view(B, self.element), X=self.view(X, self.element), O=self.result_view(O),
+            records=self.address(records), state_start=self.address(C_start), vector_start=self.address(n_start),
+            state_end=self.result(C_end), vector_end=self.result(n_end),
+            segments=segments, segment_states=self.result(states), segment_vectors=self.result(vectors),
+            dot=self.result(None if dot is None else dot.transpose(1, 2)),
+            row_dot_with=ABSENT if with_ is None else self.view(with_, self.element), row_dots=self.result(out),
         )  # fmt: skip
 
     def blocks(self, use: str, c: int, o: int) -> int:
         """Of one sequence and head, in a walk over c columns with o columns of results."""
-        return -(-o // self.module.mlstm_block_columns(use, self.dtype, self.L, c, o))
+        columns: int = self.module.mlstm_block_columns(use, self.dtype, self.L, c, o)
+        return -(-o // columns)
 
     def _segments(self, use: str, c: int, o: int) -> int:
         """How many pieces of a sequence run side by side: none on a device that the blocks of one piece fill by half already.
@@ -200,51 +187,41 @@ class _Call:
         if not self.on_gpu:
             return 1
         blocks = max(1, self.N * self.NH * self.blocks(use, c, o))
-        wanted = 2 * torch.cuda.get_device_properties(self.like.device).multi_processor_count // blocks
-        steps = self.S // (1 if self.cu_seqlens is None else max(1, self.N))
+        wanted = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count // blocks
+        steps = self.S // (max(1, self.N) if self.packed else 1)
         return max(1, min(wanted, MAX_SEGMENTS, steps // (self.L * MIN_CHUNKS))) if wanted >= 4 else 1
 
     def row_dots(self, x: Tensor, y: Tensor) -> Tensor:
         """x.y of every step, (B, NH, S) float32."""
         out = self.empty(self.B, self.NH, self.S)
-        self.module.mlstm_row_dots(
-            B=self.B, S=self.S, NH=self.NH, D=x.shape[-1], dtype=self.dtype, x=x.data_ptr(), y=y.data_ptr(),
-            x_strides=x.stride()[:3], y_strides=y.stride()[:3], out=out.data_ptr(), stream=self._stream(),
+        self.launch(
+            "mlstm_row_dots", B=self.B, S=self.S, NH=self.NH, D=x.shape[-1], dtype=self.dtype,
+            x=self.view(x, self.element), y=self.view(y, self.element), out=self.result(out),
         )  # fmt: skip
         return out
 
-    def state_dots(self, state: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    def state_dots(self, state: State, other: State) -> Tensor:
         """<C, D> + <n, d>, (N, NH)."""
         out = self.empty(self.N, self.NH)
-        self.module.mlstm_state_dots(
-            rows=self.N * self.NH, C_size=self.DHQK * self.DHHV, n_size=self.DHQK,
-            C=state[0].data_ptr(), D=other[0].data_ptr(), n=state[1].data_ptr(), d=other[1].data_ptr(),
-            out=out.data_ptr(), stream=self._stream(),
+        self.launch(
+            "mlstm_state_dots", rows=self.N * self.NH, C_size=self.DHQK * self.DHHV, n_size=self.DHQK,
+            C=self.address(state[0]), D=self.address(other[0]), n=self.address(state[1]), d=self.address(other[1]),
+            out=self.result(out),
         )  # fmt: skip
         return out
 
-    def gate_gradients(
-        self, parts: int, q_dq: Tensor, k_dk: Tensor, border: Tensor | None, records: Tensor, line: Tensor, di: Tensor, df: Tensor
-    ) -> None:
-        self.module.mlstm_gate_gradients(
-            **self._sequences(), **self._gate_operands(), L=self.L, parts=parts,
-            q_dq=q_dq.data_ptr(), k_dk=k_dk.data_ptr(), border=_address(border), records=records.data_ptr(),
-            dlog_f=line.data_ptr(), di=di.data_ptr(), df=df.data_ptr(), stream=self._stream(),
+    def gate_gradients(self, q_dq: Tensor, k_dk: Tensor, border: Tensor | None, records: Tensor, di: Tensor, df: Tensor) -> None:
+        """M7."""
+        line = self.empty(self.B, self.NH, self.S)
+        self.launch(
+            "mlstm_gate_gradients", **self._gates(), parts=q_dq.shape[0], q_dq=self.address(q_dq), k_dk=self.address(k_dk),
+            border=self.address(border), records=self.address(records),
+            dlog_f=self.result(line), di=self.result(di), df=self.result(df),
         )  # fmt: skip
 
-    def _sequences(self) -> dict[str, Any]:
-        return {"shape": (self.B, self.S, self.N, self.NH), "cu_seqlens": _address(self.cu_seqlens)}
-
-    def _gate_operands(self) -> dict[str, Any]:
+    def _gates(self) -> dict[str, object]:
         i, f = self.i, self.f
         return {
-            "gate_dtype": DTYPES[i.dtype], "igate": self.options.igate, "i": i.data_ptr(), "f": f.data_ptr(),
-            "i_strides": i.stride(), "f_strides": f.stride(),
+            "options": self.options, "sequences": self.sequences, "L": self.L, "gate_dtype": kernel_dtype("mlstm: i", i),
+            "i": self.elements(i, i.dtype), "f": self.elements(f, i.dtype),
         }  # fmt: skip
-
-    def _stream(self) -> int:
-        return torch.cuda.current_stream(self.like.device).cuda_stream if self.on_gpu else 0
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

@@ -6,97 +6,92 @@ CUDA kernels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import slstm_cpu, slstm_kernels
-from .library import define, differentiable_once, must_dispatch
+from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, returned
+from .signatures import (
+    SLSTMBackwardOptions,
+    SLSTMGradients,
+    SLSTMIncoming,
+    SLSTMOperands,
+    SLSTMOptions,
+    SLSTMResults,
+    SLSTMSaved,
+)
 
 State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
 
-_OPTIONAL_STATE = "Tensor? h0, Tensor? c0, Tensor? n0"
-_ROWS = "Tensor? reset, Tensor? cu_seqlens"
+
+def _forward_impl(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = False) -> SLSTMResults:
+    forward = slstm_cpu.forward if options.backend == "cpu" else slstm_kernels.forward
+    return forward(operands, options, single_step)
 
 
-def _forward_impl(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend, single_step=False):
-    operands = x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save
-    if backend == "cpu":
-        return slstm_cpu.forward(*operands, single_step)
-    return slstm_kernels.forward(*operands, backend, single_step)
-
-
-def _forward_fake(x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
+def _forward_fake(operands: SLSTMOperands, options: SLSTMOptions) -> SLSTMResults:
+    x, cu_seqlens = operands.x, operands.cu_seqlens
     B, S, _, NH, DH = x.shape
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = slstm_cpu.state_dtype(x.dtype)
-    if backend == "cpu":
-        shapes, dtypes = slstm_cpu.saved_shapes(B, S, NH, DH), (dtype, dtype)
-    else:
+    shapes, dtypes = slstm_cpu.saved_shapes(B, S, NH, DH), (dtype, dtype)
+    if options.backend != "cpu":
         shapes, dtypes = slstm_kernels.saved_shapes(B, S, NH, DH), slstm_kernels.saved_dtypes(x.dtype)
     last = (x.new_empty((N, NH, DH), dtype=dtype) for _ in range(4))
-    saved = (x.new_empty(shape if save else (0,), dtype=dtype) for shape, dtype in zip(shapes, dtypes))
-    return x.new_empty((B, S, NH, DH)), *last, *saved
+    saved = (x.new_empty(shape if options.save else (0,), dtype=dtype) for shape, dtype in zip(shapes, dtypes))
+    return SLSTMResults(x.new_empty((B, S, NH, DH)), *last, *saved)
 
 
-def _backward_impl(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, h, forget_gate, backend):
-    operands = dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells
-    if backend == "cpu":
-        return slstm_cpu.backward(*operands, forget_gate)
-    return slstm_kernels.backward(*operands, h, forget_gate, backend)
+def _backward_impl(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
+    backward = slstm_cpu.backward if options.backend == "cpu" else slstm_kernels.backward
+    return backward(incoming, saved, options)
 
 
-def _backward_fake(dh, dh_last, dc_last, dn_last, R, h0, c0, n0, reset, cu_seqlens, gates, cells, h, forget_gate, backend):
+def _backward_fake(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
+    gates, cells, cu_seqlens = saved.gates, saved.cells, saved.cu_seqlens
     B, S, NH = gates.shape[:3]
-    DH = R.shape[-1]
+    DH = saved.R.shape[-1]
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     shapes = [(4, NH, DH, DH), (4, NH, DH)] + [(N, NH, DH)] * 4
-    dx = (cells if h is None else h).new_empty((B, S, 4, NH, DH))
-    return dx, *(cells.new_empty(shape) for shape in shapes)
+    dx = (cells if saved.h is None else saved.h).new_empty((B, S, 4, NH, DH))
+    return SLSTMGradients(dx, *(cells.new_empty(shape) for shape in shapes))
 
 
-_forward = define(
-    "slstm_forward",
-    f"(Tensor x, Tensor R, Tensor? b, {_OPTIONAL_STATE}, Tensor? m0, {_ROWS}, str forget_gate, bool save, str backend)"
-    " -> (Tensor h, Tensor h_last, Tensor c_last, Tensor n_last, Tensor m_last, Tensor gates, Tensor cells)",
-    _forward_impl,
-    _forward_fake,
-)
-_backward = define(
-    "slstm_backward",
-    f"(Tensor? dh, Tensor? dh_last, Tensor? dc_last, Tensor? dn_last, Tensor R, {_OPTIONAL_STATE}, {_ROWS},"
-    " Tensor gates, Tensor cells, Tensor? h, str forget_gate, str backend)"
-    " -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, Tensor dn0, Tensor dm0)",
-    _backward_impl,
-    _backward_fake,
-)
+FORWARD = Op("slstm_forward", (SLSTMOperands, SLSTMOptions), SLSTMResults, _forward_impl, _forward_fake)
+BACKWARD = Op("slstm_backward", (SLSTMIncoming, SLSTMSaved, SLSTMBackwardOptions), SLSTMGradients, _backward_impl, _backward_fake)
 
 
 class _SLSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend):
-        h, h_last, c_last, n_last, m_last, gates, cells = _forward(
-            x, R, b, h0, c0, n0, m0, reset, cu_seqlens, forget_gate, save, backend
-        )
-        if save:
-            # the CPU's backward rebuilds h from the cells
-            ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, gates, cells, None if backend == "cpu" else h)
-        ctx.options = forget_gate, backend
+    def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+        operands, options = FORWARD.split(args)
+        results = SLSTMResults(*run(*operands, *options._replace(save=True)))
+        x, R, b, h0, c0, n0, _, reset, cu_seqlens = operands
+        h = None if options.backend == "cpu" else results.h
+        ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, results.gates, results.cells, h)
+        ctx.options = options.forget_gate, options.backend
         ctx.dtypes = x.dtype, R.dtype, None if b is None else b.dtype
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(m_last)
-        return h, h_last, c_last, n_last, m_last
+        gates, cells = (s if options.save else s.new_empty(0) for s in (results.gates, results.cells))
+        ctx.mark_non_differentiable(results.m_last, gates, cells)
+        return *results[:5], gates, cells
 
     @staticmethod
-    def backward(ctx: Any, dh, dh_last, dc_last, dn_last, dm_last):
+    def backward(ctx: Any, dh: Tensor | None, dh_last: Any, dc_last: Any, dn_last: Any, *_: None) -> Any:
         saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
-            dx, dR, db, *dstate = _backward(dh, dh_last, dc_last, dn_last, *saved, *ctx.options)
-            weights = [g if dtype is None else g.to(dtype) for g, dtype in zip((dx, dR, db), ctx.dtypes)]
-        incoming = (dh, dh_last, dc_last, dn_last)
-        gradients = differentiable_once("slstm", (*weights, *dstate), (*incoming, *saved))
-        return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), None, None, None, None, None
+            gradients = BACKWARD(saved[0], dh, dh_last, dc_last, dn_last, *saved, *ctx.options)
+            weights = [g if dtype is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes)]
+        return None, *returned("slstm", (*weights, *gradients[3:]), ctx.needs_input_grad[1:])
+
+    jvp = refuse_forward_mode("slstm")
+
+
+FORWARD.differentiate(_SLSTM.apply)
+BACKWARD.differentiate(lambda run, *args: differentiable_once("slstm", run(*args)))
 
 
 class _CheckpointedSLSTM(torch.autograd.Function):
@@ -107,78 +102,71 @@ class _CheckpointedSLSTM(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x, R, b, h0, c0, n0, m0, reset, forget_gate, every, backend):
-        state: tuple[Tensor | None, ...] = (h0, c0, n0, m0)
-        parts, borders = [], []
+    def forward(ctx: Any, every: int, *args: Any) -> tuple[Tensor, ...]:
+        operands, options = FORWARD.split(args)
+        x, R, b, *state, reset, _ = operands
+        borders: list[Tensor | None] = []
+        parts = []
         for steps in _chunks(x.shape[1], every):
-            borders.append(state)
+            borders += state
             flags = None if reset is None else reset[:, steps]
-            h, *state, _, _ = _forward(x[:, steps], R, b, *state, flags, None, forget_gate, False, backend)
+            h, *state, _, _ = FORWARD(x, x[:, steps], R, b, *state, flags, None, *options)
             parts.append(h)
-        ctx.save_for_backward(x, R, b, reset, *(s for border in borders for s in border))
-        ctx.options = forget_gate, every, backend
+        ctx.save_for_backward(x, R, b, reset, *borders)
+        ctx.every, ctx.options = every, options
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(state[3])
         return torch.cat(parts, 1), *state
 
     @staticmethod
-    def backward(ctx: Any, dh, dh_last, dc_last, dn_last, dm_last):
-        saved = ctx.saved_tensors
-        x, R, b, reset, *borders = saved
-        forget_gate, every, backend = ctx.options
+    def backward(ctx: Any, dh: Tensor | None, dh_last: Any, dc_last: Any, dn_last: Any, _: None) -> Any:
+        x, R, b, reset, *borders = ctx.saved_tensors
+        forget_gate, _, backend = ctx.options
         dstate: Any = dh_last, dc_last, dn_last
         dR: Any = 0
         db: Any = 0
         dm0: Any = None
         dxs = []
         with torch.no_grad():
-            for index, steps in reversed(list(enumerate(_chunks(x.shape[1], every)))):
-                h0, c0, n0, m0 = borders[4 * index : 4 * index + 4]
+            for index, steps in reversed(list(enumerate(_chunks(x.shape[1], ctx.every)))):
+                state = borders[4 * index : 4 * index + 4]
                 flags = None if reset is None else reset[:, steps]
-                h, *_, gates, cells = _forward(x[:, steps], R, b, h0, c0, n0, m0, flags, None, forget_gate, True, backend)
-                dx, dR_part, db_part, *dstate, dm0 = _backward(
-                    None if dh is None else dh[:, steps], *dstate, R, h0, c0, n0, flags, None, gates, cells,
+                h, *_, gates, cells = FORWARD(x, x[:, steps], R, b, *state, flags, None, forget_gate, True, backend)
+                dx, dR_part, db_part, *dstate, dm0 = BACKWARD(
+                    x, None if dh is None else dh[:, steps], *dstate, R, *state[:3], flags, None, gates, cells,
                     None if backend == "cpu" else h, forget_gate, backend,
                 )  # fmt: skip
                 dxs.append(dx.to(x.dtype))
                 dR, db = dR + dR_part, db + db_part
             weights = torch.cat(dxs[::-1], 1), dR.to(R.dtype), db if b is None else db.to(b.dtype)
-        incoming = (dh, dh_last, dc_last, dn_last)
-        gradients = differentiable_once("slstm", (*weights, *dstate, dm0), (*incoming, *saved))
-        return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), None, None, None, None
+        return None, *returned("slstm", (*weights, *dstate, dm0), ctx.needs_input_grad[1:])
+
+    jvp = refuse_forward_mode("slstm")
 
 
 def _chunks(S: int, every: int) -> list[slice]:
     return [slice(start, start + every) for start in range(0, S, every)]
 
 
-def slstm(
-    x: Tensor,
-    R: Tensor,
-    b: Tensor | None,
-    state: State | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    forget_gate: str,
-    checkpoint_every: int | None,
-    backend: str,
-) -> tuple[Tensor, State]:
+def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int | None) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm`; returns h and the final h, c, n, m (m without gradient)."""
-    differentiable = (x, R, b, *(state or (None,) * 4))
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    if save and checkpoint_every is not None and checkpoint_every < x.shape[1]:
-        h, *last = _CheckpointedSLSTM.apply(*differentiable, reset, forget_gate, checkpoint_every, backend)
+    args = (*operands, *options)
+    x = operands.x
+    if not differentiated(*operands):
+        h, *last, _, _ = FORWARD(x, *args)
+    elif checkpoint_every is not None and checkpoint_every < x.shape[1]:
+        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)
+    elif must_dispatch(x):
+        h, *last, _, _ = FORWARD.overload(*args)
     else:
-        h, *last = _SLSTM.apply(*differentiable, reset, cu_seqlens, forget_gate, save, backend)
+        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, *args)
     return h, tuple(last)
 
 
-def slstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: State, forget_gate: str, backend: str) -> tuple[Tensor, State]:
-    """Validated operands of `functional.slstm_step`, without gradients; returns h and the new h, c, n, m."""
-    h0, c0, n0, m0 = state
-    x = x.unsqueeze(1)
-    if must_dispatch(x):
-        out, *last, _, _ = _forward(x, R, b, h0, c0, n0, m0, None, None, forget_gate, False, backend)
+def slstm_step(operands: SLSTMOperands, options: SLSTMOptions) -> tuple[Tensor, State]:
+    """Validated operands of `functional.slstm_step` with an S axis of 1, without gradients; returns h and the new h, c, n, m."""
+    if must_dispatch(operands.x):
+        h, *last, _, _ = FORWARD.overload(*operands, *options)
     else:
-        out, *last, _, _ = _forward_impl(x, R, b, h0, c0, n0, m0, None, None, forget_gate, False, backend, single_step=True)
-    return out.squeeze(1), tuple(last)
+        h, *last, _, _ = _forward_impl(operands, options, single_step=True)
+    return h.squeeze(1), tuple(last)

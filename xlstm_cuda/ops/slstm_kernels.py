@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .. import native, simt
+from .launch import KernelCall, View, kernel_dtype, multiple_of_8, padded, unpadded
+from .signatures import (
+    SLSTMBackwardOptions,
+    SLSTMGradients,
+    SLSTMIncoming,
+    SLSTMOperands,
+    SLSTMOptions,
+    SLSTMResults,
+    SLSTMSaved,
+)
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 KERNELS = ("resident", "cluster", "grid")
 
 
@@ -31,69 +37,58 @@ def saved_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
 
 def saved_shapes(B: int, S: int, NH: int, DH: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the tails (d, sf, u, w of csrc/slstm/cell.cuh) and the cells (c, n)."""
-    padded = -(-DH // 8) * 8
-    return (B, S, NH, padded, 4), (B, S, NH, padded, 2)
+    return (B, S, NH, multiple_of_8(DH), 4), (B, S, NH, multiple_of_8(DH), 2)
 
 
-def forward(
-    x: Tensor, R: Tensor, b: Tensor | None,
-    h0: Tensor | None, c0: Tensor | None, n0: Tensor | None, m0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None,
-    forget_gate: str, save: bool, backend: str, single_step: bool = False,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """h in x's dtype, the final h, c, n, m in float32, and the saved tails and cells (empty unless `save`).
+def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = False) -> SLSTMResults:
+    """One launch over all steps.
 
     `single_step` (S = 1, no resets, nothing saved) takes the decoding kernel, which sums R h in another order.
     """
-    call = _Call(x, x.shape, reset, cu_seqlens, forget_gate, backend)
-    X, R_, b_ = call.operand(x), call.weight(R), call.bias(b)
-    start = [call.state(s) for s in (h0, c0, n0, m0)]
+    x, R, b, *start, reset, cu_seqlens = operands
+    call = _Pass(x, (x.shape[0], x.shape[1], *x.shape[3:]), reset, cu_seqlens, options)
+    X, bias = call.rows(padded(x, call.DH), x.dtype), None if b is None else b.float()
     h = call.empty(call.B, call.S, call.NH, call.DH, dtype=x.dtype)
     last = [call.empty(call.N, call.NH, call.DH) for _ in range(4)]
     tails, cells = (
-        call.empty(*shape, dtype=dtype) if save else call.empty(0, dtype=dtype)
+        call.empty(*shape, dtype=dtype) if options.save else call.empty(0, dtype=dtype)
         for shape, dtype in zip(saved_shapes(call.B, call.S, call.NH, call.DH), saved_dtypes(x.dtype))
     )
-    kernel = "step" if single_step else call.kernel()
-    with call.device():
-        call.module.slstm_forward(
-            **call.common(kernel), **call.workspace(kernel, backward=False),
-            x=X.data_ptr(), x_strides=X.stride()[:4], R=R_.data_ptr(), b=_address(b_),
-            h0=_address(start[0]), c0=_address(start[1]), n0=_address(start[2]), m0=_address(start[3]), h=h.data_ptr(),
-            h_last=last[0].data_ptr(), c_last=last[1].data_ptr(), n_last=last[2].data_ptr(), m_last=last[3].data_ptr(),
-            saved_tails=tails.data_ptr() if save else 0, saved_cells=cells.data_ptr() if save else 0,
+    with call.on_device():
+        kernel = "step" if single_step else call.kernel()
+        call.launch(
+            "slstm_forward", **call.common(kernel, backward=False), x=call.view(X[:, :, 0], x.dtype), x_gate_stride=X.stride(2),
+            R=call.weight(R), b=call.state(bias),
+            **call.states(("h0", "c0", "n0", "m0"), start), h=call.result(h),
+            **call.results(("h_last", "c_last", "n_last", "m_last"), last),
+            saved_tails=call.result(tails) if options.save else 0, saved_cells=call.result(cells) if options.save else 0,
         )  # fmt: skip
-    return call.unpadded(h), *(call.unpadded(s) for s in last), tails, cells
+    h_last, c_last, n_last, m_last = (unpadded(s, call.real_DH) for s in last)
+    return SLSTMResults(unpadded(h, call.real_DH), h_last, c_last, n_last, m_last, tails, cells)
 
 
-def backward(
-    dh: Tensor | None, dh_last: Tensor | None, dc_last: Tensor | None, dn_last: Tensor | None, R: Tensor,
-    h0: Tensor | None, c0: Tensor | None, n0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None,
-    tails: Tensor, cells: Tensor, h: Tensor, forget_gate: str, backend: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """dx in h's dtype; dR, db, dh0, dc0, dn0, dm0 in float32. A missing incoming gradient is zero."""
-    call = _Call(h, (*h.shape[:2], 4, *h.shape[2:]), reset, cu_seqlens, forget_gate, backend)
-    R_ = call.weight(R)
-    start = [call.state(s) for s in (h0, c0, n0)]
-    end = [call.state(s) for s in (dh_last, dc_last, dn_last)]
-    dH = None if dh is None else call.operand(dh.to(h.dtype))
+def backward(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
+    """One launch over all steps, and the products for dR."""
+    R, h0, c0, n0, reset, cu_seqlens, tails, cells, h = saved
+    assert h is not None
+    call = _Pass(h, tuple(h.shape), reset, cu_seqlens, options)
+    dh = None if incoming.dh is None else padded(incoming.dh.to(h.dtype), call.DH)
     dx = call.empty(call.B, call.S, 4, call.NH, call.DH, dtype=h.dtype)
     first = [call.empty(call.N, call.NH, call.DH) for _ in range(4)]
-    kernel = call.kernel()
-    parts = -(-call.N // call.module.SLSTM_TILE_ROWS) if kernel == "resident" else call.N
-    db_parts = call.empty(parts, 4, call.NH, call.DH)
-    with call.device():
-        call.module.slstm_backward(
-            **call.common(kernel), **call.workspace(kernel, backward=True), R=R_.data_ptr(),
-            h0=_address(start[0]), c0=_address(start[1]), n0=_address(start[2]),
-            saved_tails=tails.data_ptr(), saved_cells=cells.data_ptr(),
-            dh=_address(dH), dh_strides=(0, 0, 0) if dH is None else dH.stride()[:3],
-            dh_last=_address(end[0]), dc_last=_address(end[1]), dn_last=_address(end[2]),
-            dx=dx.data_ptr(), db_parts=db_parts.data_ptr(),
-            dh0=first[0].data_ptr(), dc0=first[1].data_ptr(), dn0=first[2].data_ptr(), dm0=first[3].data_ptr(),
+    with call.on_device():
+        kernel = call.kernel()
+        parts = -(-call.N // call.module.SLSTM_TILE_ROWS) if kernel == "resident" else call.N
+        db_parts = call.empty(parts, 4, call.NH, call.DH)
+        call.launch(
+            "slstm_backward", **call.common(kernel, backward=True), R=call.weight(R),
+            **call.states(("h0", "c0", "n0"), (h0, c0, n0)),
+            saved_tails=call.address(tails, saved_dtypes(h.dtype)[0]), saved_cells=call.address(cells),
+            dh=call.view(dh, h.dtype), **call.states(("dh_last", "dc_last", "dn_last"), incoming[1:]),
+            dx=call.result(dx), db_parts=call.result(db_parts), **call.results(("dh0", "dc0", "dn0", "dm0"), first),
         )  # fmt: skip
-    dx = call.unpadded(dx)
-    dR, db = _weight_gradient(dx, call.h_before(h, h0)), call.unpadded(db_parts).sum(0)
-    return dx, dR, db, *(call.unpadded(s) for s in first)
+    dx = unpadded(dx, call.real_DH)
+    dR, db = _weight_gradient(dx, call.h_before(h, h0)), unpadded(db_parts, call.real_DH).sum(0)
+    return SLSTMGradients(dx, dR, db, *(unpadded(s, call.real_DH) for s in first))
 
 
 _forced_kernel: str | None = None
@@ -117,82 +112,67 @@ def forced_kernel(name: str, processors: int = 0) -> Iterator[None]:
         _forced_kernel, _processors = before
 
 
-class _Call:
-    """Sizes, padding and the common arguments of one forward or backward; DH is rounded up to a multiple of 8."""
+class _Shape(NamedTuple):
+    """csrc/slstm/params.h: Shape."""
+
+    B: int
+    S: int
+    NH: int
+    DH: int
+    cu_seqlens: int
+    reset: View
+    forget_gate: str
+
+
+class _Pass(KernelCall):
+    """Sizes, padding and launches of one forward or backward; DH is rounded up to a multiple of 8."""
 
     def __init__(
-        self,
-        like: Tensor,
-        shape: tuple[int, ...],
-        reset: Tensor | None,
-        cu_seqlens: Tensor | None,
-        forget_gate: str,
-        backend: str,
-    ):
-        if like.dtype not in DTYPES:
-            raise TypeError(f"slstm on {backend}: x: got {like.dtype}, expected {', '.join(map(str, DTYPES))}")
-        self.like, self.dtype, self.forget_gate = like, DTYPES[like.dtype], forget_gate
-        self.B, self.S, _, self.NH, self.real_DH = shape
-        self.DH = -(-self.real_DH // 8) * 8
-        self.reset = reset
-        self.cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+        self, like: Tensor, shape: tuple[int, ...], reset: Tensor | None, cu_seqlens: Tensor | None,
+        options: SLSTMOptions | SLSTMBackwardOptions,
+    ) -> None:  # fmt: skip
+        """shape: B, S, NH, DH of tensors with steps."""
+        self.dtype = kernel_dtype(f"slstm on {options.backend}: x", like)
+        super().__init__(options.backend, like.device)
+        self.B, self.S, self.NH, self.real_DH = shape
+        self.DH, self.element = multiple_of_8(self.real_DH), like.dtype
         self.N = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        self.on_gpu = backend == "cuda"
-        self.module: ModuleType = native._C if self.on_gpu else simt.module()
-
-    def device(self) -> contextlib.AbstractContextManager:
-        return torch.cuda.device(self.like.device) if self.on_gpu else contextlib.nullcontext()
+        self.reset, self.cu_seqlens = reset, cu_seqlens
+        flags = self.elements(None if reset is None else reset.unsqueeze(-1), torch.bool)
+        borders = self.address(cu_seqlens, torch.int32)
+        self.shape = _Shape(self.N, self.S, self.NH, self.DH, borders, flags, options.forget_gate)
 
     def kernel(self) -> str:
+        """Which kernel serves; asked on the device."""
         if _forced_kernel is not None:
             return _forced_kernel
-        with self.device():
-            return self.module.slstm_kernel(self.dtype, self.DH)
+        name: str = self.module.slstm_kernel(self.dtype, self.DH)
+        return name
 
-    def workspace(self, kernel: str, backward: bool) -> dict[str, Any]:
-        if kernel != "grid":
-            return {}
-        sizes = (self.N, self.S, self.NH, self.DH)
-        with self.device():
+    def common(self, kernel: str, backward: bool) -> dict[str, Any]:
+        """The fields of both passes, with the workspace of the grid kernel."""
+        self.scratch = None
+        if kernel == "grid":
+            sizes = (self.N, self.S, self.NH, self.DH)
             size = self.module.slstm_grid_workspace(backward, sizes, self.dtype, _processors)
-        self.scratch = self.empty(size, dtype=torch.uint8)  # lives as long as the call
-        return {"workspace": self.scratch.data_ptr(), "processors": _processors}
-
-    def common(self, kernel: str) -> dict[str, Any]:
+            self.scratch = self.empty(size, dtype=torch.uint8)  # lives as long as the call
         return {
-            "kernel": kernel, "sizes": (self.N, self.S, self.NH, self.DH),
-            "cu_seqlens": _address(self.cu_seqlens), "reset": _address(self.reset),
-            "reset_strides": (0, 0) if self.reset is None else self.reset.stride(),
-            "forget_gate": self.forget_gate, "dtype": self.dtype,
-            "stream": torch.cuda.current_stream(self.like.device).cuda_stream if self.on_gpu else 0,
+            "kernel": kernel, "processors": _processors, "shape": self.shape, "dtype": self.dtype,
+            "workspace": self.result(self.scratch),
         }  # fmt: skip
 
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.like.device)
+    def weight(self, R: Tensor) -> int:
+        return self.address(self._kept(padded(R.to(self.element), self.DH, self.DH), R), self.element)
 
-    def operand(self, x: Tensor) -> Tensor:
-        """x as the kernels read it: DH a multiple of 8, unit last stride, rows at multiples of 16 bytes; copied if not."""
-        if self.DH != self.real_DH:
-            return pad(x, (0, self.DH - self.real_DH)).contiguous()  # of what looks like images, pad keeps channels last
-        aligned = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
-        return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
+    def state(self, s: Tensor | None) -> int:
+        """Of a float32 tensor (..., DH)."""
+        return 0 if s is None else self.address(self._kept(padded(s, self.DH), s))
 
-    def weight(self, R: Tensor) -> Tensor:
-        more = self.DH - self.real_DH
-        R = R.to(self.like.dtype)
-        R = (pad(R, (0, more, 0, more)) if more else R).contiguous()
-        return R if R.data_ptr() % 16 == 0 else R.clone()
+    def states(self, names: tuple[str, ...], tensors: Any) -> dict[str, int]:
+        return {name: self.state(s) for name, s in zip(names, tensors)}
 
-    def bias(self, b: Tensor | None) -> Tensor | None:
-        return None if b is None else self.state(b.float())
-
-    def state(self, s: Tensor | None) -> Tensor | None:
-        if s is None:
-            return None
-        return (pad(s, (0, self.DH - self.real_DH)) if self.DH != self.real_DH else s).contiguous()
-
-    def unpadded(self, x: Tensor) -> Tensor:
-        return x if self.DH == self.real_DH else x[..., : self.real_DH].contiguous()
+    def results(self, names: tuple[str, ...], tensors: list[Tensor]) -> dict[str, int]:
+        return {name: self.result(s) for name, s in zip(names, tensors)}
 
     def h_before(self, h: Tensor, h0: Tensor | None) -> Tensor:
         """The h that entered each step: the one before it, the given h at first steps, 0 at resets; (B, S, NH, DH)."""
@@ -220,7 +200,3 @@ def _weight_gradient(dx: Tensor, h_before: Tensor) -> Tensor:
     for gate in range(4):
         dR[gate] = torch.bmm(gates[gate], by_head, torch.float32) if wide else torch.bmm(gates[gate], by_head)
     return dR
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ...native import _C
+from ..launch import CPUCall
 
 _SCAN = {torch.float32: _C.mlstm_gates_cpu_float32, torch.float64: _C.mlstm_gates_cpu_float64}
 _WEIGHTS = {torch.float32: _C.mlstm_weights_cpu_float32, torch.float64: _C.mlstm_weights_cpu_float64}
@@ -38,9 +39,13 @@ def scan_gates(i: Tensor, f: Tensor, m0: Tensor, igate: str) -> Gates:
     beta, rise, m = (torch.empty_like(log_f) for _ in range(3))
     u, w = (torch.empty_like(log_f, dtype=m0.dtype) for _ in range(2))
     g, m_last, segment = m0.new_empty(f.shape[:2]), torch.empty_like(m0), torch.empty_like(log_f, dtype=torch.int32)
-    tensors = (log_i, log_f, m0, beta, rise, m, u, w, g, m_last, segment)
+    call = CPUCall()
+    chunks, rows, L = f.shape
     resets = _SCAN[m0.dtype](
-        tuple(f.shape), tuple(x.data_ptr() for x in tensors), igate == "sigmoid", torch.get_num_threads()
+        chunks=chunks, rows=rows, L=L, sigmoid_igate=igate == "sigmoid",
+        log_i=call.address(log_i, torch.float64), log_f=call.address(log_f, torch.float64), m0=call.address(m0, m0.dtype),
+        beta=call.result(beta), rise=call.result(rise), m=call.result(m), u=call.result(u), w=call.result(w),
+        g=call.result(g), m_last=call.result(m_last), segment=call.result(segment), threads=torch.get_num_threads(),
     )  # fmt: skip
     return Gates(beta, rise, m, u, w, g, m_last, segment, resets)
 
@@ -55,8 +60,10 @@ def weights(gates: Gates, group: slice) -> Tensor:
     """W_tj of a group of chunks, (G, R, L, L), 0 where j is not seen from t."""
     beta, rise, segment = gates.beta[group], gates.rise[group], gates.segment[group]
     W = gates.u.new_empty((*beta.shape, beta.shape[-1]))
+    call = CPUCall()
     _WEIGHTS[W.dtype](
-        beta.shape[0] * beta.shape[1], beta.shape[-1],
-        beta.data_ptr(), rise.data_ptr(), segment.data_ptr(), W.data_ptr(), torch.get_num_threads(),
+        matrices=beta.shape[0] * beta.shape[1], L=beta.shape[-1], beta=call.address(beta, torch.float64),
+        rise=call.address(rise, torch.float64), segment=call.address(segment, torch.int32), W=call.result(W),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     return W

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...native import _C
+from ..launch import CPUCall
 from .options import Options
 from .states import State
 
@@ -18,11 +19,13 @@ def step(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, op
     operands = [x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous() for x in (q, k, v, i, f, *state)]
     results = [torch.empty_like(x) for x in (operands[2], *operands[5:])]
     B, NH, DHQK = q.shape
+    call = CPUCall()
     _STEP[dtype](
         rows=B * NH,
         DHQK=DHQK,
         DHHV=v.shape[-1],
-        tensors=[x.data_ptr() for x in (*operands, *results)],
+        **{name: call.address(x, dtype) for name, x in zip(("q", "k", "v", "i", "f", "C", "n", "m"), operands)},
+        **{name: call.result(x) for name, x in zip(("h", "C_last", "n_last", "m_last"), results)},
         scale=options.scale,
         eps=options.eps,
         sigmoid_igate=options.igate == "sigmoid",

@@ -1,0 +1,172 @@
+"""The one place where tensors become addresses: what a call of a compiled module needs, and what its operands must be.
+
+Kernels read memory, not tensors. So everything that a tensor says beside its address is checked here, for operands and for saved
+tensors alike, because hooks may give these back in another layout: device, dtype, strides, alignment, a pending negation. An
+operand that a kernel cannot read as it lies is copied; a result never is. (Complex tensors, which alone can be conjugated, are of
+no dtype that anything here takes.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .. import native, simt
+
+View = tuple[int, int, int, int]  #: csrc/common/view.h: address; elements from batch to batch, step to step, head to head
+ABSENT: View = (0, 0, 0, 0)
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  #: as the kernels spell them
+
+
+class Stream(NamedTuple):
+    """csrc/common/view.h: a CUDA stream, and the index of its device."""
+
+    handle: int = 0
+    device: int = -1
+
+
+class Call:
+    """One call into a compiled module, whose tensors are all on one device.
+
+    The tensors that are given must live until the launch; copies that are made here live as long as the call. ``alignment``, in
+    bytes, is of addresses and of the rows of views, because kernels read whole vectors.
+    """
+
+    def __init__(self, device: torch.device, alignment: int) -> None:
+        self.device, self.alignment = device, alignment
+        self._on_cpu = device.type == "cpu"
+        self._copies: list[Tensor] = []
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uninitialised memory for a result or a workspace."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def address(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
+        """Of an operand that is read as contiguous memory; 0 for None."""
+        if x is None:
+            return 0
+        ready = self._present(x, dtype)
+        if not ready.is_contiguous() or ready.data_ptr() % self.alignment:
+            ready = ready.clone(memory_format=torch.contiguous_format)
+        return self._kept(ready, x).data_ptr()
+
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """An operand whose last axis is read as whole rows: x itself where these have unit stride and are aligned."""
+        ready = self._present(x, dtype)
+        size = x.element_size()
+        fits = ready.stride(-1) == 1 or ready.shape[-1] == 1
+        if fits and self.alignment > 1:
+            fits = ready.data_ptr() % self.alignment == 0 and all(s * size % self.alignment == 0 for s in ready.stride()[:-1])
+        return self._kept(ready if fits else ready.clone(memory_format=torch.contiguous_format), x)
+
+    def view(self, x: Tensor | None, dtype: torch.dtype) -> View:
+        """Of an operand (B, S, NH, D), or (B, NH, D) without steps, that is read row by row."""
+        if x is None:
+            return ABSENT
+        ready = self.rows(x, dtype)
+        return _view(ready.data_ptr(), ready.stride()[:-1])
+
+    def elements(self, x: Tensor | None, dtype: torch.dtype) -> View:
+        """Of an operand (B, S, NH), or (B, NH) without steps, whose elements are read one by one, in any strides."""
+        if x is None:
+            return ABSENT
+        ready = self._kept(self._present(x, dtype), x)
+        return _view(ready.data_ptr(), ready.stride())
+
+    def result(self, x: Tensor | None) -> int:
+        """Of contiguous memory that the launch fills; 0 for None."""
+        return 0 if x is None else self._writable(x).data_ptr()
+
+    def result_view(self, x: Tensor) -> View:
+        """`result` as a view."""
+        return _view(self._writable(x).data_ptr(), x.stride()[:-1])
+
+    def _here(self, x: Tensor) -> bool:
+        return x.is_cpu if self._on_cpu else x.device == self.device
+
+    def _present(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if x.dtype is not dtype or not self._here(x):
+            raise RuntimeError(f"xlstm_cuda: got a tensor of {x.dtype} on {x.device}, expected {dtype} on {self.device}")
+        return x.resolve_neg() if x.is_neg() else x
+
+    def _writable(self, x: Tensor) -> Tensor:
+        if not self._here(x) or not x.is_contiguous() or x.data_ptr() % self.alignment:
+            raise RuntimeError(f"xlstm_cuda: got a result with strides {x.stride()} on {x.device}, expected contiguous memory")
+        return x
+
+    def _kept(self, ready: Tensor, x: Tensor) -> Tensor:
+        if ready is not x:
+            self._copies.append(ready)
+        return ready
+
+
+def _view(address: int, strides: tuple[int, ...]) -> View:
+    if len(strides) == 3:
+        return address, strides[0], strides[1], strides[2]
+    return address, strides[0], 0, strides[1]
+
+
+class CPUCall(Call):
+    """One call of the CPU backend, whose loads need no alignment."""
+
+    def __init__(self) -> None:
+        super().__init__(_CPU, 1)
+
+
+_CPU = torch.device("cpu")
+
+
+class KernelCall(Call):
+    """One call of the CUDA kernels, on backend "cuda" or "simt": the module that has them, the device and its stream."""
+
+    def __init__(self, backend: str, device: torch.device) -> None:
+        super().__init__(device, 16)
+        self.on_gpu = backend == "cuda"
+        self.module: ModuleType = native._C if self.on_gpu else simt.module()
+        self.stream = Stream()
+        if self.on_gpu:
+            current = torch.cuda.current_stream(device)
+            self.stream = Stream(current.cuda_stream, current.device_index)
+
+    def on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Launchers ask the current device for its limits."""
+        return torch.cuda.device(self.device) if self.on_gpu else contextlib.nullcontext()
+
+    def launch(self, name: str, **fields: Any) -> None:
+        """Enqueues a launcher of csrc/python/kernels.cpp; the fields are those of its parameter struct."""
+        getattr(self.module, name)(**fields, stream=self.stream)
+
+
+def kernel_dtype(op: str, x: Tensor) -> str:
+    """How launchers spell x's dtype; TypeError for a dtype that they do not take."""
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: got {x.dtype}, expected {', '.join(map(str, DTYPES))}")
+    return DTYPES[x.dtype]
+
+
+def same_dtype(i: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+    """Both gates in one dtype; float32 holds either exactly."""
+    return (i, f) if i.dtype == f.dtype else (i.float(), f.float())
+
+
+def multiple_of_8(dim: int) -> int:
+    """A head dim as the kernels read it."""
+    return -(-dim // 8) * 8
+
+
+def padded(x: Tensor, *dims: int) -> Tensor:
+    """x with zeros after its last axes, up to these sizes; x itself where it has them."""
+    missing = [dim - size for dim, size in zip(dims, x.shape[-len(dims) :])]
+    return pad(x, [count for more in reversed(missing) for count in (0, more)]) if any(missing) else x
+
+
+def unpadded(x: Tensor, *dims: int) -> Tensor:
+    """The inverse of `padded`, contiguous."""
+    for axis, dim in zip(range(-len(dims), 0), dims):
+        x = x.narrow(axis, 0, dim)
+    return x.contiguous()
