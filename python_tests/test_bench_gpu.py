@@ -211,8 +211,9 @@ def test_a_machine_that_cannot_build_hears_what_it_lacks(monkeypatch, capsys):
 def run_tests(folder: Path, *more: str) -> tuple[int, str]:
     """bench.gpu.tests on the files of a folder: its exit status and what it printed."""
     files = sorted(map(str, folder.glob("test_*.py")))
+    options = ["--name", "one", "--out", str(folder / "out"), "--test-seconds", "3", *more]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu.tests", "--name", "one", "--out", str(folder / "out"), "--test-seconds", "3", *more, *files],
+        [sys.executable, "-m", "bench.gpu.tests", *options, *files],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
@@ -283,7 +284,7 @@ def test_tests_over_the_limit_of_their_stage_leave_what_was_seen(tmp_path):
 
 
 def bare_machine(folder: Path, with_packages: bool) -> tuple[Path, Path]:
-    """A copy of the checkout without compiled modules, and an interpreter without the package: with the packages of this one, or none."""
+    """A copy of the checkout without compiled modules, and an interpreter without the package: with our others, or none."""
     copy = folder / "checkout"
     copy.mkdir()
     for path in [ROOT / name for name in (*checkout.ALL, "Makefile", "README.md")] + list(ROOT.glob("LICEN*")):

@@ -86,7 +86,7 @@ def run_all(plan: Sequence[Stage], folder: Path, dry: bool, again: bool, limit: 
 
 
 def run(stage: Stage, commands: Sequence[Sequence[str]], log: Path, seconds: float | None = None) -> tuple[str, float]:
-    """ "passed", "failed", "timed out" or "not rehearsed", and the seconds. One command that fails does not keep the next from running.
+    """ "passed", "failed", "timed out" or "not rehearsed", and the seconds. After a command that fails the next one still runs.
 
     seconds: less than the stage's own limit, where the command has less left.
     """

@@ -1,4 +1,4 @@
-"""Runs test files so that a hang, a crash or a lost CUDA context costs one test: `python -m bench.gpu.tests --name 3-risky FILES`.
+"""Runs test files so that a hang, a crash or a lost CUDA context costs one test: `python -m bench.gpu.tests --help`.
 
 Every file gets a pytest process of its own with the plugin `watch`, several at once, and another one for the tests that a dead
 process left behind. (pytest-xdist would do the first half, but with whole files per worker it can wait for ever after a crash.)
@@ -99,7 +99,7 @@ class File:
         self.stacks.unlink(missing_ok=True)
         self.passed_before = read(lines_of(self.events)).passed
         self.begin = len(lines_of(self.events))
-        self.log = open(f"{self.base}.log", "w")  # noqa: SIM115 - as long as the processes
+        self.log = open(f"{self.base}.log", "w")  # as long as the processes
         self.process: subprocess.Popen[bytes] | None = None
         self.status: int | None = None
 
@@ -161,7 +161,8 @@ def pytest_command(*files: str, keyword: str) -> list[str]:
 
 def run(files: Sequence[File], processes: int, deadline: float) -> None:
     """Runs every file to its last test, or as far as the time goes."""
-    waiting, running = list(files), []
+    waiting = list(files)
+    running: list[File] = []
     while waiting or running:
         while waiting and len(running) < processes:
             running.append(waiting.pop(0))
