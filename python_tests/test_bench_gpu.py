@@ -214,7 +214,7 @@ def run_tests(folder: Path, *more: str) -> tuple[int, str]:
     options = ["--name", "one", "--out", str(folder / "out"), "--test-seconds", "3", *more]
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu.tests", *options, *files],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
@@ -279,8 +279,15 @@ def test_only_skips_are_no_pass(tmp_path):
 
 def test_tests_over_the_limit_of_their_stage_leave_what_was_seen(tmp_path):
     (tmp_path / "test_a.py").write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\ndef test_c(): pass")
-    status, out = run_tests(tmp_path, "--processes", "1", "--seconds", str(tests.RESERVE + 4), "--test-seconds", "50")
+    status, out = run_tests(tmp_path, "--processes", "1", "--seconds", str(tests.RESERVE + 12), "--test-seconds", "50")
     assert status == 1 and "not run to its end" in out and "1 passed, 1 red, 0 skipped, 1 not run" in out, out
+
+
+def test_tests_report_before_a_shorter_limit_of_their_command(tmp_path):
+    (tmp_path / "test_a.py").write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)")
+    line = [sys.executable, "-m", "bench.gpu.tests", "--name", "one", "--out", str(tmp_path), str(tmp_path / "test_a.py")]
+    result, _ = runner.run(Stage("one", 300, [], []), [line], tmp_path / "log", seconds=tests.RESERVE + 12)
+    assert result == "failed" and "1 passed, 1 red, 0 skipped" in (tmp_path / "log").read_text()
 
 
 def bare_machine(folder: Path, with_packages: bool) -> tuple[Path, Path]:

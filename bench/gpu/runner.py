@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..checkout import ROOT, output_of, sources
 from .install import CANNOT_BE_REHEARSED
-from .stages import LIMIT, Stage
+from .stages import LIMIT, SECONDS_LEFT, Stage
 
 LEAST_SECONDS = 15  #: of a stage that is still started before the command's own limit
 NOT_REHEARSED = "not rehearsed"
@@ -99,10 +99,10 @@ def run(stage: Stage, commands: Sequence[Sequence[str]], log: Path, seconds: flo
             left = limit - (time.monotonic() - started)
             if left <= 0:
                 return "timed out", time.monotonic() - started
+            settings = {**os.environ, **stage.environment, SECONDS_LEFT: str(left)}
             try:
                 process = subprocess.Popen(
-                    command, cwd=ROOT, env={**os.environ, **stage.environment}, stdout=out, stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    command, cwd=ROOT, env=settings, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
                 )  # fmt: skip
             except OSError as error:
                 out.write(f"{error}\n")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkout import ROOT
+from .stages import SECONDS_LEFT
 
 MOST_PROCESSES = 8
 RESERVE = 5.0  #: seconds of the limit that are kept for the report
@@ -145,9 +146,11 @@ def main(arguments: list[str] | None = None) -> int:
         return subprocess.run(
             [*pytest_command(*options.files, keyword=options.keyword), "--collect-only", "-q"], cwd=ROOT
         ).returncode
+    options.out = options.out.resolve()  # pytest runs in another folder
     options.out.mkdir(parents=True, exist_ok=True)
+    seconds = min(options.seconds, float(os.environ.get(SECONDS_LEFT, "inf")))
     files = [File(path, options) for path in options.files]
-    run(files, options.processes, time.monotonic() + options.seconds - RESERVE)
+    run(files, options.processes, time.monotonic() + seconds - RESERVE)
     print(summary(files), flush=True)
     return int(not good(files))
 
