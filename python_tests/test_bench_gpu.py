@@ -311,10 +311,13 @@ def bare_machine(folder: Path, with_packages: bool) -> tuple[Path, Path]:
 
 
 def rehearse(copy: Path, interpreter: Path, name: str) -> subprocess.CompletedProcess[str]:
+    return alone(copy, "make", f"gpu-{name}", "DRY=1", f"PYTHON={interpreter}")
+
+
+def alone(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command where nothing of this process's environment leads to its packages."""
     settings = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "OUT")}
-    return subprocess.run(
-        ["make", f"gpu-{name}", "DRY=1", f"PYTHON={interpreter}"], cwd=copy, env=settings, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")
@@ -332,7 +335,7 @@ def test_a_machine_with_nothing_but_python_hears_what_it_lacks(tmp_path):
 def test_a_machine_without_the_package_rehearses_every_stage(tmp_path):
     """The installation is a real one, for the CPU."""
     copy, interpreter = bare_machine(tmp_path, with_packages=True)
-    hidden = subprocess.run([interpreter, "-c", "import torch, xlstm_cuda"], cwd=copy, capture_output=True, text=True)
+    hidden = alone(copy, str(interpreter), "-c", "import torch, xlstm_cuda")
     assert "compiled module xlstm_cuda._C is missing" in hidden.stderr
     for name in COMMANDS:
         done = rehearse(copy, interpreter, name)
