@@ -38,7 +38,7 @@ static-report:  ## every kernel through nvcc and the host executor, into bench/r
 	$(PYTHON) -m bench.static $(ARCH:%=--arch %)
 
 gpu-check gpu-bench gpu-deep:  ## on a machine with a GPU, at most 9 minutes each, resumable; DRY=1 rehearses without one
-	$(PYTHON) -m bench.gpu $(@:gpu-%=%) $(if $(DRY),--dry-run)
+	$(or $(shell command -v $(PYTHON)),python3) -m bench.gpu $(@:gpu-%=%) $(if $(DRY),--dry-run)
 
 lint:  ## ruff, mypy, clang-format; pip install ".[lint]" first
 	ruff check --output-format concise .

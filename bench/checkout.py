@@ -1,4 +1,4 @@
-"""This checkout: its root, its commit, and a hash of its files. Nothing but the standard library, for machines that are still bare."""
+"""This checkout: its root, its commit, a hash of its files. For machines that are still bare: the standard library alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def sources(names: Sequence[str] = ALL, root: Path = ROOT) -> str:
-    """A hash of the source files under these names, 12 digits: equal for equal files, wherever they lie and whether git is there."""
+    """A hash of the source files under these names, 12 digits: equal for equal files, wherever they lie, with or without git."""
     digest = hashlib.sha256()
     for path in _files(names, root):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")

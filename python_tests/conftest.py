@@ -1,7 +1,7 @@
 """Fixtures of every test: uninitialised memory is NaN, random numbers are seeded, one thread whatever the machine.
 
-XLSTM_PLAYED_GPU="A100", "RTX 4090" or "H100" lets the host executor play a GPU for the tests of backend "cuda" (played_gpu.py), with
-XLSTM_PLAYED_SAMPLE=2 for the first and at most one other of the cases of every test.
+XLSTM_PLAYED_GPU="A100", "RTX 4090" or "H100" lets the host executor play a GPU for the tests of backend "cuda" (played_gpu.py),
+XLSTM_PLAYED_SAMPLE=2 takes the first and at most one other of the cases of every test.
 """
 
 import os

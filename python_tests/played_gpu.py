@@ -1,10 +1,10 @@
-"""A GPU that the host executor plays, so that the tests of backend "cuda" run where there is none: `XLSTM_PLAYED_GPU=A100 pytest`.
+"""A GPU that the host executor plays, so that the tests of backend "cuda" run where there is none: XLSTM_PLAYED_GPU=A100.
 
-Tensors on "cuda" are `Played` tensors: their numbers lie in main memory, everything else behaves as on a device, in particular what
-goes wrong there. Mixing them with CPU tensors raises, so does `.numpy()`, and an address that is not in a played tensor is refused
-before a kernel reads it. `native._C` launches on the executor, which holds to the limits of the GPU that is played. Inside a captured
-graph, whatever a capture forbids raises, and a replay runs the recorded operations again. Streams run one after the other: what two
-kernels do to each other is not played, nor time.
+Tensors on "cuda" are `Played` tensors: their numbers lie in main memory, everything else behaves as on a device, in particular
+what goes wrong there. Mixing them with CPU tensors raises, so does `.numpy()`, and an address that is not in a played tensor is
+refused before a kernel reads it. `native._C` launches on the executor, which holds to the limits of the GPU that is played.
+Inside a captured graph, whatever a capture forbids raises, and a replay runs the recorded operations again. Streams run one after
+the other: what two kernels do to each other is not played, nor is time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -63,7 +63,7 @@ class Played(Tensor):
     """A tensor on the played GPU, around one in main memory. It is a CPU tensor to autograd, which needs no device of its own."""
 
     inner: Tensor
-    allocated: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+    allocated: ClassVar[weakref.WeakValueDictionary[int, Tensor]] = weakref.WeakValueDictionary()
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -188,8 +188,8 @@ def dispatch(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_gpu and function not in MIXED:
         if foreign := [x for x in tensors if not isinstance(x, Played) and x.dim() > 0 and not index_of(function, x, args)]:
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({function}: one of"
-                f" shape {tuple(foreign[0].shape)})"
+                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+                f" ({function}: one of shape {tuple(foreign[0].shape)})"
             )
     if wanted is not None:
         on_gpu = on_gpu or torch.device(wanted).type == "cuda"
@@ -330,7 +330,8 @@ def played(gpu: GPU) -> Iterator[None]:
     )  # fmt: skip
     replaced = {
         "is_available": lambda: True, "is_initialized": lambda: True, "_lazy_init": lambda: None, "device_count": lambda: 1,
-        "current_device": lambda: 0, "get_device_name": lambda *_: gpu.name, "synchronize": lambda *_: None, "_sleep": lambda _: None,
+        "current_device": lambda: 0, "get_device_name": lambda *_: gpu.name, "synchronize": lambda *_: None,
+        "_sleep": lambda _: None,
         "get_device_capability": lambda *_: (gpu.sm // 10, gpu.sm % 10), "get_device_properties": lambda *_: properties,
         "mem_get_info": lambda *_: (1 << 30, 1 << 30), "empty_cache": lambda: None, "memory_allocated": memory_allocated,
         "current_stream": lambda *_: Stream(), "stream": lambda stream: stream, "Stream": lambda *_, **__: Stream(),
@@ -345,11 +346,16 @@ def played(gpu: GPU) -> Iterator[None]:
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
         for module in ops:
-            stack.enter_context(mock.patch.object(module, "must_dispatch", lambda _: torch._C._len_torch_dispatch_stack() > 1))
+            stack.enter_context(mock.patch.object(module, "must_dispatch", another_mode))
         stack.enter_context(simt.options(sm=gpu.sm))
         stack.enter_context(mock.patch.multiple(torch.cuda, **replaced))
         stack.enter_context(mock.patch.object(native, "_C", Module(native._C)))
         yield
+
+
+def another_mode(_: Tensor) -> bool:
+    """As library.must_dispatch, on a device without modes of its own."""
+    return torch._C._len_torch_dispatch_stack() > 1
 
 
 def memory_allocated(*_: Any) -> int:

@@ -211,9 +211,10 @@ def test_a_machine_that_cannot_build_hears_what_it_lacks(monkeypatch, capsys):
 def run_tests(folder: Path, *more: str) -> tuple[int, str]:
     """bench.gpu.tests on the files of a folder: its exit status and what it printed."""
     files = sorted(map(str, folder.glob("test_*.py")))
+    options = ["--name", "one", "--out", str(folder / "out"), "--test-seconds", "3", *more]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu.tests", "--name", "one", "--out", str(folder / "out"), "--test-seconds", "3", *more, *files],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "bench.gpu.tests", *options, *files],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
@@ -278,12 +279,19 @@ def test_only_skips_are_no_pass(tmp_path):
 
 def test_tests_over_the_limit_of_their_stage_leave_what_was_seen(tmp_path):
     (tmp_path / "test_a.py").write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\ndef test_c(): pass")
-    status, out = run_tests(tmp_path, "--processes", "1", "--seconds", str(tests.RESERVE + 4), "--test-seconds", "50")
+    status, out = run_tests(tmp_path, "--processes", "1", "--seconds", str(tests.RESERVE + 12), "--test-seconds", "50")
     assert status == 1 and "not run to its end" in out and "1 passed, 1 red, 0 skipped, 1 not run" in out, out
 
 
+def test_tests_report_before_a_shorter_limit_of_their_command(tmp_path):
+    (tmp_path / "test_a.py").write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)")
+    line = [sys.executable, "-m", "bench.gpu.tests", "--name", "one", "--out", str(tmp_path), str(tmp_path / "test_a.py")]
+    result, _ = runner.run(Stage("one", 300, [], []), [line], tmp_path / "log", seconds=tests.RESERVE + 12)
+    assert result == "failed" and "1 passed, 1 red, 0 skipped" in (tmp_path / "log").read_text()
+
+
 def bare_machine(folder: Path, with_packages: bool) -> tuple[Path, Path]:
-    """A copy of the checkout without compiled modules, and an interpreter without the package: with the packages of this one, or none."""
+    """A copy of the checkout without compiled modules, and an interpreter without the package: with our others, or none."""
     copy = folder / "checkout"
     copy.mkdir()
     for path in [ROOT / name for name in (*checkout.ALL, "Makefile", "README.md")] + list(ROOT.glob("LICEN*")):
@@ -303,10 +311,13 @@ def bare_machine(folder: Path, with_packages: bool) -> tuple[Path, Path]:
 
 
 def rehearse(copy: Path, interpreter: Path, name: str) -> subprocess.CompletedProcess[str]:
+    return alone(copy, "make", f"gpu-{name}", "DRY=1", f"PYTHON={interpreter}")
+
+
+def alone(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command where nothing of this process's environment leads to its packages."""
     settings = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "OUT")}
-    return subprocess.run(
-        ["make", f"gpu-{name}", "DRY=1", f"PYTHON={interpreter}"], cwd=copy, env=settings, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")
@@ -324,7 +335,7 @@ def test_a_machine_with_nothing_but_python_hears_what_it_lacks(tmp_path):
 def test_a_machine_without_the_package_rehearses_every_stage(tmp_path):
     """The installation is a real one, for the CPU."""
     copy, interpreter = bare_machine(tmp_path, with_packages=True)
-    hidden = subprocess.run([interpreter, "-c", "import torch, xlstm_cuda"], cwd=copy, capture_output=True, text=True)
+    hidden = alone(copy, str(interpreter), "-c", "import torch, xlstm_cuda")
     assert "compiled module xlstm_cuda._C is missing" in hidden.stderr
     for name in COMMANDS:
         done = rehearse(copy, interpreter, name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..checkout import ROOT, output_of, sources
 from .install import CANNOT_BE_REHEARSED
-from .stages import LIMIT, Stage
+from .stages import LIMIT, SECONDS_LEFT, Stage
 
 LEAST_SECONDS = 15  #: of a stage that is still started before the command's own limit
 NOT_REHEARSED = "not rehearsed"
@@ -86,7 +86,7 @@ def run_all(plan: Sequence[Stage], folder: Path, dry: bool, again: bool, limit: 
 
 
 def run(stage: Stage, commands: Sequence[Sequence[str]], log: Path, seconds: float | None = None) -> tuple[str, float]:
-    """ "passed", "failed", "timed out" or "not rehearsed", and the seconds. One command that fails does not keep the next from running.
+    """ "passed", "failed", "timed out" or "not rehearsed", and the seconds. After a command that fails the next one still runs.
 
     seconds: less than the stage's own limit, where the command has less left.
     """
@@ -99,10 +99,10 @@ def run(stage: Stage, commands: Sequence[Sequence[str]], log: Path, seconds: flo
             left = limit - (time.monotonic() - started)
             if left <= 0:
                 return "timed out", time.monotonic() - started
+            settings = {**os.environ, **stage.environment, SECONDS_LEFT: str(left)}
             try:
                 process = subprocess.Popen(
-                    command, cwd=ROOT, env={**os.environ, **stage.environment}, stdout=out, stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    command, cwd=ROOT, env=settings, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
                 )  # fmt: skip
             except OSError as error:
                 out.write(f"{error}\n")

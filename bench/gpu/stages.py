@@ -21,6 +21,7 @@ from pathlib import Path
 from .install import tool
 
 LIMIT = 540  #: seconds of a whole command
+SECONDS_LEFT = "XLSTM_SECONDS_LEFT"  #: tells a stage's command when it will be killed, so that it can report before
 
 RISKY_TESTS = ("test_slstm_split_kernels.py",)
 KERNEL_TESTS = (

@@ -1,4 +1,4 @@
-"""Runs test files so that a hang, a crash or a lost CUDA context costs one test: `python -m bench.gpu.tests --name 3-risky FILES`.
+"""Runs test files so that a hang, a crash or a lost CUDA context costs one test: `python -m bench.gpu.tests --help`.
 
 Every file gets a pytest process of its own with the plugin `watch`, several at once, and another one for the tests that a dead
 process left behind. (pytest-xdist would do the first half, but with whole files per worker it can wait for ever after a crash.)
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkout import ROOT
+from .stages import SECONDS_LEFT
 
 MOST_PROCESSES = 8
 RESERVE = 5.0  #: seconds of the limit that are kept for the report
@@ -99,7 +100,7 @@ class File:
         self.stacks.unlink(missing_ok=True)
         self.passed_before = read(lines_of(self.events)).passed
         self.begin = len(lines_of(self.events))
-        self.log = open(f"{self.base}.log", "w")  # noqa: SIM115 - as long as the processes
+        self.log = open(f"{self.base}.log", "w")  # as long as the processes
         self.process: subprocess.Popen[bytes] | None = None
         self.status: int | None = None
 
@@ -145,9 +146,11 @@ def main(arguments: list[str] | None = None) -> int:
         return subprocess.run(
             [*pytest_command(*options.files, keyword=options.keyword), "--collect-only", "-q"], cwd=ROOT
         ).returncode
+    options.out = options.out.resolve()  # pytest runs in another folder
     options.out.mkdir(parents=True, exist_ok=True)
+    seconds = min(options.seconds, float(os.environ.get(SECONDS_LEFT, "inf")))
     files = [File(path, options) for path in options.files]
-    run(files, options.processes, time.monotonic() + options.seconds - RESERVE)
+    run(files, options.processes, time.monotonic() + seconds - RESERVE)
     print(summary(files), flush=True)
     return int(not good(files))
 
@@ -161,7 +164,8 @@ def pytest_command(*files: str, keyword: str) -> list[str]:
 
 def run(files: Sequence[File], processes: int, deadline: float) -> None:
     """Runs every file to its last test, or as far as the time goes."""
-    waiting, running = list(files), []
+    waiting = list(files)
+    running: list[File] = []
     while waiting or running:
         while waiting and len(running) < processes:
             running.append(waiting.pop(0))

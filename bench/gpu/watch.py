@@ -1,9 +1,9 @@
 """A pytest plugin (`-p bench.gpu.watch`) that leaves a trace of every test even where the process dies, hangs or loses its GPU.
 
-Events, one JSON object a line, go to the file that XLSTM_WATCH names as they happen: collected tests, the start and the outcome of
-each, every call of a kernel's launcher. A test that takes longer than XLSTM_WATCH_SECONDS has the stacks of all threads written to
-XLSTM_WATCH.stacks by a thread that needs no interpreter lock, and its process ends; bench.gpu.tests starts another one for the rest. The same happens when a test leaves the CUDA
-context unusable, because every later test of the process would fail for it.
+Events, one JSON object a line, go to the file that XLSTM_WATCH names as they happen: collected tests, the start and the outcome
+of each, every call of a kernel's launcher. When a test takes longer than XLSTM_WATCH_SECONDS, a thread that needs no interpreter
+lock writes the stacks of all threads to XLSTM_WATCH.stacks and ends the process; bench.gpu.tests starts another one for the rest.
+A process ends as well after a test that leaves the CUDA context unusable, because every later test in it would fail for that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Watch:
 
     def __init__(self, path: str, seconds: float, done: frozenset[str]) -> None:
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.stacks: TextIO = open(path + ".stacks", "a")  # noqa: SIM115 - open as long as the process
+        self.stacks: TextIO = open(path + ".stacks", "a")  # open as long as the process
         self.seconds, self.done = seconds, done
         self.noted: ModuleType | None = None
 
