@@ -49,7 +49,8 @@ def slstm(
         none = (past == -np.inf) & (i == -np.inf)
         s = np.where(none, 0, i - np.where(none, 0, past))
         alpha, keep = np.where(none, 0, sigmoid(s)), np.where(none, 0, sigmoid(-s))
-        kept.append((h, y, alpha, keep, z, o, f, again, np.where(keep > 0, 1 + np.abs(s) / 8, 1)))
+        exponent = 1 + np.where((keep > 0) & np.isfinite(s), np.abs(s), 0) / 8
+        kept.append((h, y, alpha, keep, z, o, f, again, exponent))
         m = np.where(past == -np.inf, i, np.maximum(i, lf + m))
         m = np.where(none, 0, m)
         y_terms = keep * np.abs(y) + alpha * np.abs(z)
