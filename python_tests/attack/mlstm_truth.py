@@ -93,9 +93,13 @@ def mlstm(q: Array, k: Array, v: Array, i: Array, f: Array, state: Any, G: Any, 
     A, of_state, m = log_weights(li, lf, m0, o.sigmoid)
     W, U = np.exp(A - m[:, :, None]), np.exp(of_state - m)
     lower = np.tril(np.ones((S, S), bool))
-    W_terms = W + np.where(lower, o.least / o.unit, 0)
+    # an exponent is rounded too: |x| exp(x), which is small
+    rounded = 0.5 * o.unit_m / o.unit
+    W_terms = W * (1 + rounded * np.where(W > 0, np.abs(A - m[:, :, None]), 0)) + np.where(lower, o.least / o.unit, 0)
     # A state that arrives with m0 > 0 under a sigmoid gate is a large number, times a weight that may be below the normal ones.
-    U_terms = U + o.least_product / o.unit * (np.exp(np.maximum(m0, 0))[:, None] if o.sigmoid else 1)
+    U_terms = U * (1 + rounded * np.where(U > 0, np.abs(of_state - m), 0)) + o.least_product / o.unit * (
+        np.exp(np.maximum(m0, 0))[:, None] if o.sigmoid else 1
+    )
     product = np.where(lower, o.least_product / o.unit, 0)
 
     QK, QK_terms = s * (q @ k.swapaxes(1, 2)), abs(s) * (np.abs(q) @ np.abs(k).swapaxes(1, 2))
