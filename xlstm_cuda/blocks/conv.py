@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..ops import conv_cpu
+from ..weights import is_plain
 
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
 
@@ -71,10 +72,21 @@ class CausalConv1d(nn.Module):
         """``state`` as `last_inputs` returns it; None means zeros before the first step."""
         before = self.kernel_size - 1
         padded = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        if not is_plain(self.conv, nn.Conv1d):
+            return self._called(padded)
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
+
+    def _called(self, padded: Tensor) -> Tensor:
+        """By a module in the convolution's place: padded (B, S+K-1, D) -> (B, S, D)."""
+        if padded.shape[1] < self.kernel_size:
+            return padded[:, self.kernel_size - 1 :]  # no step, which nn.Conv1d refuses
+        return self.conv(padded.transpose(1, 2)).transpose(1, 2)
 
     def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
+        if not is_plain(self.conv, nn.Conv1d):
+            (window,) = self.last_inputs(x.unsqueeze(1), state)
+            return self._called(window).squeeze(1), (window,)
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
         if not torch.is_grad_enabled() and conv_cpu.usable(x, weight, bias):

@@ -16,10 +16,11 @@ from torch.nn.functional import linear, silu
 
 from .. import functional
 from ..states import MLSTMState
+from ..weights import fill_, is_plain
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
 from .headwise import LinearHeadwise
-from .init import linspace_bias_, small_init_, wang_init_
+from .init import linspace_bias, small_init_, wang_init_
 from .norms import LayerNorm, MultiHeadLayerNorm
 from .residual import LayerState, ResidualBlock, check_input, layer_state
 
@@ -81,7 +82,7 @@ class mLSTMCell(nn.Module):
         """Gates that ignore their input: forget gates spaced over the heads from 3 to 6, input gates N(0, 0.1^2)."""
         self.outnorm.reset_parameters()
         nn.init.zeros_(self.fgate.weight)
-        linspace_bias_(self.fgate.bias, 3.0, 6.0)
+        fill_(self.fgate.bias, linspace_bias(self.num_heads, 3.0, 6.0, self.fgate.bias))
         nn.init.zeros_(self.igate.weight)
         nn.init.normal_(self.igate.bias, std=0.1)
 
@@ -91,7 +92,7 @@ class mLSTMCell(nn.Module):
         """h (B, S, I) and the state after the last step."""
         B, S, _ = q.shape
         NH, DH = self.num_heads, self.features // self.num_heads
-        i, f = self._gates(q, k, v).view(B, S, 2, NH).unbind(2)
+        i, f = self._gates(q, k, v)
         q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
         before = None if state is None else _without_ones(state, q)
         h, (C, n, m) = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
@@ -109,12 +110,16 @@ class mLSTMCell(nn.Module):
         h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, scale=1.0, backend=backend)
         return self.outnorm(h), (C, n.unsqueeze(-1), m.view(B, NH, 1, 1))
 
-    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Pre-activations (B, S, 2 NH), input gates first: Linear(cat(q, k, v)) without writing the cat."""
+    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations i, f (B, S, NH): Linear(cat(q, k, v)), without writing the cat where the weights may be read."""
+        if not (is_plain(self.igate, nn.Linear) and is_plain(self.fgate, nn.Linear)):
+            inputs = torch.cat([q, k, v], -1)
+            return self.igate(inputs), self.fgate(inputs)
         weight = torch.cat([self.igate.weight, self.fgate.weight])
         bias = torch.cat([self.igate.bias, self.fgate.bias])
         of_q, of_k, of_v = weight.split(self.features, 1)
-        return linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)
+        i, f = (linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)).chunk(2, -1)
+        return i, f
 
 
 def _state_dtype(like: Tensor) -> torch.dtype:

@@ -15,10 +15,11 @@ from torch.nn.functional import silu
 
 from .. import functional
 from ..states import SLSTMState
+from ..weights import fill_
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
 from .headwise import LinearHeadwise, joint
-from .init import linspace_bias_, powerlaw_blockdependent_, uniform_
+from .init import linspace_bias, powerlaw_blockdependent, uniform_
 from .norms import LayerNorm, MultiHeadLayerNorm
 from .residual import LayerState, ResidualBlock, check_input, layer_state
 
@@ -172,12 +173,13 @@ class sLSTMCell(nn.Module):
         if config.bias_init == "standard":
             uniform_(self._bias_, config.hidden_size)
             return
-        nn.init.zeros_(self._bias_)
-        forget = self.b.detach()[1]
+        bias = self._bias_
+        values = torch.zeros(4, config.num_heads, config.head_dim, dtype=bias.dtype, device=bias.device)
         if config.bias_init == "powerlaw_blockdependent":
-            powerlaw_blockdependent_(forget, config._block_idx, config._num_blocks)
+            values[1] = powerlaw_blockdependent(config.head_dim, config._block_idx, config._num_blocks, bias)
         elif config.bias_init == "small_init":
-            linspace_bias_(forget, 3.0, 6.0)
+            values[1] = linspace_bias(config.head_dim, 3.0, 6.0, bias)
+        fill_(bias, values.flatten())
 
     def forward(
         self, x: Tensor, state: Tensor | Sequence[Tensor] | None = None, backend: str | None = None
