@@ -270,6 +270,29 @@ def test_weight_norm_on_a_layer(layer):
     assert layer.parametrizations.weight_ih_l0.original0.grad.abs().max() > 0
 
 
+# ---------------------------------------------------------------- weights of one half precision under autocast to the other
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("kind", [*MODELS, "sLSTM", "mLSTM"])
+def test_autocast_casts_weights_of_every_dtype(kind, dtypes):
+    weights, autocast = dtypes
+    model = randomised({"sLSTM": lambda: sLSTM(8, 8, num_heads=2), "mLSTM": lambda: mLSTM(8, 8, num_heads=2), **MODELS}[kind]())
+    x = torch.randn(5, 2, 8) if kind.endswith("LSTM") else tokens()
+    run = (lambda model, x: model(x)[0]) if kind.endswith("LSTM") else logits
+    expected = run(model, x)
+    model.to(weights)
+    with torch.autocast("cpu", autocast):
+        got = run(model, x)
+        with torch.no_grad():
+            pieces = torch.stack([model.step(x[0])[0]]) if kind.endswith("LSTM") else stepped(model, x)
+    got.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    scale = expected.abs().max()
+    assert (got - expected).abs().max() < 0.05 * scale
+    assert (pieces - (expected[:1] if kind.endswith("LSTM") else expected)).abs().max() < 0.05 * scale
+
+
 # ---------------------------------------------------------------- sharded after meta construction
 
 

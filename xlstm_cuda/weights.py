@@ -39,6 +39,19 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return True
 
 
+def under_autocast(operand: Tensor) -> Tensor:
+    """The operand; under autocast to the other half precision, in that one.
+
+    Autocast casts for matmuls alone. torch.cat and the recurrences raise for the one half precision beside the other.
+    """
+    if operand.dtype not in (torch.bfloat16, torch.float16):
+        return operand
+    device = operand.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return operand
+    return operand.to(torch.get_autocast_dtype(device))
+
+
 @torch.no_grad()
 def fill_(weight: Tensor, values: Tensor) -> Tensor:
     """Copies values of the weight's whole shape into it; a distributed weight (DTensor) takes each rank's part of rank 0's."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..ops import conv_cpu
-from ..weights import is_plain
+from ..weights import is_plain, under_autocast
 
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
 
@@ -71,7 +71,7 @@ class CausalConv1d(nn.Module):
     def forward(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> Tensor:
         """``state`` as `last_inputs` returns it; None means zeros before the first step."""
         before = self.kernel_size - 1
-        padded = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        padded = pad(x, (0, 0, before, 0)) if state is None else _joined(self._before(x, state, before), x)
         if not is_plain(self.conv, nn.Conv1d):
             return self._called(padded)
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
@@ -93,14 +93,14 @@ class CausalConv1d(nn.Module):
             y, window = conv_cpu.step(x, None if state is None else self._held(x, state), weight, bias)
             return y, (window,)
         before, x = self.kernel_size - 1, x.unsqueeze(1)
-        window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        window = pad(x, (0, 0, before, 0)) if state is None else _joined(self._before(x, state, before), x)
         convolve = _DepthwiseConv.apply if torch.is_grad_enabled() else _convolve
         return convolve(window, weight.squeeze(1).t(), bias).squeeze(1), (window,)
 
     def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]
-        joined = pad(x, (0, 0, K, 0)) if state is None else torch.cat([self._before(x, state, K), x], 1)
+        joined = pad(x, (0, 0, K, 0)) if state is None else _joined(self._before(x, state, K), x)
         return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
 
     def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int) -> Tensor:
@@ -119,6 +119,10 @@ class CausalConv1d(nn.Module):
         if held.device != x.device:
             raise ValueError(f"conv_state: got a tensor on {held.device}, expected {x.device}, where x is")
         return _as(held, x.dtype)
+
+
+def _joined(before: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([under_autocast(before), under_autocast(x)], 1)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.functional import linear, silu
 
 from .. import functional
 from ..states import MLSTMState
-from ..weights import fill_, is_plain
+from ..weights import fill_, is_plain, under_autocast
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
 from .headwise import LinearHeadwise
@@ -115,8 +115,8 @@ class mLSTMCell(nn.Module):
         if not (is_plain(self.igate, nn.Linear) and is_plain(self.fgate, nn.Linear)):
             inputs = torch.cat([q, k, v], -1)
             return self.igate(inputs), self.fgate(inputs)
-        weight = torch.cat([self.igate.weight, self.fgate.weight])
-        bias = torch.cat([self.igate.bias, self.fgate.bias])
+        weight = torch.cat([under_autocast(self.igate.weight), under_autocast(self.fgate.weight)])
+        bias = torch.cat([under_autocast(self.igate.bias), under_autocast(self.fgate.bias)])
         of_q, of_k, of_v = weight.split(self.features, 1)
         i, f = (linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)).chunk(2, -1)
         return i, f

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 
 from .. import functional
 from ..states import SLSTMState
-from ..weights import fill_
+from ..weights import fill_, under_autocast
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
 from .headwise import LinearHeadwise, joint
@@ -154,14 +154,14 @@ class sLSTMCell(nn.Module):
 
     @property
     def R(self) -> Tensor:
-        """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter."""
+        """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter, or of its copy under autocast."""
         NH, DH = self.config.num_heads, self.config.head_dim
-        return self._recurrent_kernel_.view(NH, 4, DH, DH).transpose(0, 1)
+        return under_autocast(self._recurrent_kernel_).view(NH, 4, DH, DH).transpose(0, 1)
 
     @property
     def b(self) -> Tensor:
-        """(4, NH, DH), a view of the parameter."""
-        return self._bias_.view(4, self.config.num_heads, self.config.head_dim)
+        """(4, NH, DH), likewise."""
+        return under_autocast(self._bias_).view(4, self.config.num_heads, self.config.head_dim)
 
     def reset_parameters(self) -> None:
         """`recurrent_weight_init` for the kernel, `bias_init` for the bias; only forget gates get a bias unless "standard"."""

@@ -11,7 +11,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from .. import checks, functional
 from ..states import SLSTMState
-from ..weights import fill_
+from ..weights import fill_, under_autocast
 from .recurrent import RecurrentLayer, small_init_
 
 
@@ -112,5 +112,5 @@ class sLSTM(RecurrentLayer):
         """x (..., features) -> what it adds to the gates (..., 4, NH, DH); R; b (4, NH, DH)."""
         gates = (4, self.num_heads, self.head_dim)
         x = linear(x, getattr(self, f"weight_ih_{cell}")).unflatten(-1, gates)
-        b = getattr(self, f"bias_{cell}").view(gates) if self.bias else None
-        return x, getattr(self, f"weight_hh_{cell}"), b
+        b = under_autocast(getattr(self, f"bias_{cell}")).view(gates) if self.bias else None
+        return x, under_autocast(getattr(self, f"weight_hh_{cell}")), b
