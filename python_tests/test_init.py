@@ -9,7 +9,7 @@ import torch
 from test_blocks import build
 
 from xlstm_cuda import mLSTM, sLSTM, xLSTMLarge, xLSTMLargeConfig
-from xlstm_cuda.blocks.init import linspace_bias_, powerlaw_blockdependent_, small_init_, uniform_, wang_init_
+from xlstm_cuda.blocks.init import linspace_bias, powerlaw_blockdependent, small_init_, uniform_, wang_init_
 
 WEIGHT = (400, 500)  # standard deviations of 200,000 draws are known to 0.2 %
 
@@ -39,19 +39,18 @@ def test_standard_init_is_uniform():
     assert weight.abs().max() <= 1 / 16
 
 
-def test_linspace_bias_runs_from_start_to_end_in_every_head():
-    bias = linspace_bias_(torch.full((3, 4), torch.nan))
-    assert torch.allclose(bias, torch.tensor([3.0, 4.0, 5.0, 6.0]).expand(3, 4))
+def test_linspace_bias_runs_from_start_to_end():
+    assert torch.allclose(linspace_bias(4, 3.0, 6.0, torch.empty(0)), torch.tensor([3.0, 4.0, 5.0, 6.0]))
 
 
 @pytest.mark.parametrize(
     "block_idx,num_blocks,exponent", [(0, 1, 0.3), (0, 4, 0.3), (3, 4, 1.6), (1, 3, 0.95), (None, None, 0.3)]
 )
 def test_powerlaw_bias_opens_with_depth(block_idx, num_blocks, exponent):
-    bias = powerlaw_blockdependent_(torch.full((2, 9), torch.nan), block_idx, num_blocks)
+    bias = powerlaw_blockdependent(9, block_idx, num_blocks, torch.empty(0))
     expected = torch.tensor([5 - 12 * (d / 8) ** exponent for d in range(9)])
-    assert torch.allclose(bias, expected.expand(2, 9), atol=1e-5)
-    assert bias[0, 0] == 5 and bias[0, -1] == pytest.approx(-7, abs=1e-5)
+    assert torch.allclose(bias, expected, atol=1e-5)
+    assert bias[0] == 5 and bias[-1] == pytest.approx(-7, abs=1e-5)
 
 
 def models():

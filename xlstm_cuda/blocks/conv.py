@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..ops import conv_cpu
+from ..weights import is_plain, under_autocast
 
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
 
@@ -67,46 +68,88 @@ class CausalConv1d(nn.Module):
         """U(-1, 1) / sqrt(K) for weight and bias, nn.Conv1d's own."""
         self.conv.reset_parameters()
 
-    def forward(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> Tensor:
-        """``state`` as `last_inputs` returns it; None means zeros before the first step."""
+    def forward(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens as of the layers."""
         before = self.kernel_size - 1
-        padded = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        if cu_seqlens is not None:
+            apart, places = self._apart(x, state, cu_seqlens)
+            return self._convolved(apart).index_select(1, places - before) if x.shape[1] else x
+        padded = pad(x, (0, 0, before, 0)) if state is None else _joined(self._before(x, state, before), x)
+        return self._convolved(padded)
+
+    def _convolved(self, padded: Tensor) -> Tensor:
+        """(B, S+K-1, D) -> (B, S, D)."""
+        if not is_plain(self.conv, nn.Conv1d):
+            return self._called(padded)
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
+
+    def _called(self, padded: Tensor) -> Tensor:
+        """By a module in the convolution's place: padded (B, S+K-1, D) -> (B, S, D)."""
+        if padded.shape[1] < self.kernel_size:
+            return padded[:, self.kernel_size - 1 :]  # no step, which nn.Conv1d refuses
+        return self.conv(padded.transpose(1, 2)).transpose(1, 2)
 
     def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
+        if not is_plain(self.conv, nn.Conv1d):
+            (window,) = self.last_inputs(x.unsqueeze(1), state)
+            return self._called(window).squeeze(1), (window,)
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
         if not torch.is_grad_enabled() and conv_cpu.usable(x, weight, bias):
             y, window = conv_cpu.step(x, None if state is None else self._held(x, state), weight, bias)
             return y, (window,)
         before, x = self.kernel_size - 1, x.unsqueeze(1)
-        window = pad(x, (0, 0, before, 0)) if state is None else torch.cat([self._before(x, state, before), x], 1)
+        window = pad(x, (0, 0, before, 0)) if state is None else _joined(self._before(x, state, before), x)
         convolve = _DepthwiseConv.apply if torch.is_grad_enabled() else _convolve
         return convolve(window, weight.squeeze(1).t(), bias).squeeze(1), (window,)
 
-    def last_inputs(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> ConvState:
+    def last_inputs(
+        self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]
-        joined = pad(x, (0, 0, K, 0)) if state is None else torch.cat([self._before(x, state, K), x], 1)
+        if cu_seqlens is not None:
+            apart, _ = self._apart(x, state, cu_seqlens)
+            window = torch.arange(K, device=x.device)
+            ends = cu_seqlens[1:] + K * torch.arange(len(cu_seqlens) - 1, device=x.device)
+            return (apart[0, ends[:, None] + window],)
+        joined = pad(x, (0, 0, K, 0)) if state is None else _joined(self._before(x, state, K), x)
         return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
 
-    def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int) -> Tensor:
-        """The last ``count`` inputs before x, (B, count, D)."""
-        held = self._held(x, state)
+    def _apart(self, x: Tensor, state: Sequence[Tensor] | Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """N sequences on the axis of x (1, T, D), each behind the K inputs before it: (1, T + N K, D), and the T places of x."""
+        K, N, (_, T, D), device = self.kernel_size, len(cu_seqlens) - 1, x.shape, x.device
+        steps = torch.arange(T, device=device)
+        sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), steps.int(), right=True).clamp(max=N - 1)
+        places = steps + K * (sequence + 1)
+        starts = cu_seqlens[:-1] + K * torch.arange(N, device=device)
+        before = (starts[:, None] + torch.arange(K, device=device)).flatten()
+        held = x.new_zeros(N, K, D) if state is None else self._before(x, state, K, N)
+        order = torch.empty(T + N * K, dtype=torch.int64, device=device)
+        order[torch.cat([before, places])] = torch.arange(T + N * K, device=device)
+        return _joined(held.reshape(1, N * K, D), x).index_select(1, order), places
+
+    def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int, rows: int | None = None) -> Tensor:
+        """The last ``count`` inputs before x, (B, count, D), or of as many ``rows``."""
+        held = self._held(x, state, rows)
         if held.shape[1] < count:
             held = pad(held, (0, 0, count - held.shape[1], 0))
         return held.narrow(1, held.shape[1] - count, count)
 
-    def _held(self, x: Tensor, state: Sequence[Tensor] | Tensor) -> Tensor:
+    def _held(self, x: Tensor, state: Sequence[Tensor] | Tensor, rows: int | None = None) -> Tensor:
         """The inputs that the state holds, in x's dtype. Official states hold K (from step) or K - 1 (from forward)."""
-        K, B, D = self.kernel_size, x.shape[0], x.shape[-1]
+        K, B, D = self.kernel_size, x.shape[0] if rows is None else rows, x.shape[-1]
         held = state if isinstance(state, Tensor) else state[0]
         if held.dim() != 3 or held.shape[0] != B or held.shape[1] not in (K - 1, K) or held.shape[2] != D:
             raise ValueError(f"conv_state: got shape {tuple(held.shape)}, expected (B, K, D) = {(B, K, D)}")
         if held.device != x.device:
             raise ValueError(f"conv_state: got a tensor on {held.device}, expected {x.device}, where x is")
         return _as(held, x.dtype)
+
+
+def _joined(before: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([under_autocast(before), under_autocast(x)], 1)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

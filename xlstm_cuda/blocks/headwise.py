@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..weights import is_plain, under_autocast
 from .init import small_init_
 
 TILE = 64  #: features per matmul: narrower blocks are joined, because a batched 4x4 matmul costs far more than the zeros it saves
@@ -63,7 +64,9 @@ class LinearHeadwise(nn.Module):
 
 def joint(x: Tensor, *maps: LinearHeadwise) -> Tensor:
     """Several maps without bias on the same x (..., D), one matmul: (NH, ..., len(maps), DH) for NH slices of DH features."""
+    if not all([is_plain(one, LinearHeadwise) for one in maps]):
+        return torch.stack([one(x).unflatten(-1, (-1, maps[0].width)) for one in maps], -2).movedim(-3, 0)
     NH, DH = maps[0].num_heads, maps[0].width
-    weight = torch.cat([one.weight for one in maps], 1).transpose(1, 2)
+    weight = torch.cat([under_autocast(one.weight) for one in maps], 1).transpose(1, 2)
     heads = x.reshape(-1, NH, DH).transpose(0, 1)
     return torch.bmm(heads, weight).view(NH, *x.shape[:-1], len(maps), DH)

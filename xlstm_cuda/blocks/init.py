@@ -18,22 +18,20 @@ def wang_init_(weight: Tensor, dim: int, num_blocks: int | None) -> Tensor:
     return nn.init.normal_(weight, std=2 / ((num_blocks or 1) * math.sqrt(dim)))
 
 
-@torch.no_grad()
-def linspace_bias_(bias: Tensor, start: float = 3.0, end: float = 6.0) -> Tensor:
-    """Evenly spaced from start to end over the last axis, in place: the forget gates start open (xlstm 2.0.6, "small_init")."""
-    return bias.copy_(torch.linspace(start, end, bias.shape[-1], dtype=bias.dtype, device=bias.device).expand_as(bias))
+def linspace_bias(count: int, start: float, end: float, like: Tensor) -> Tensor:
+    """``count`` values evenly spaced from start to end: the forget gates start open (xlstm 2.0.6, "small_init")."""
+    return torch.linspace(start, end, count, dtype=like.dtype, device=like.device)
 
 
-@torch.no_grad()
-def powerlaw_blockdependent_(bias: Tensor, block_idx: int | None, num_blocks: int | None) -> Tensor:
-    """5 - 12 (d / (DH - 1))^(0.3 + 1.3 block_idx / (num_blocks - 1)) for unit d of a head, in place on (..., DH).
+def powerlaw_blockdependent(count: int, block_idx: int | None, num_blocks: int | None, like: Tensor) -> Tensor:
+    """5 - 12 (d / (DH - 1))^(0.3 + 1.3 block_idx / (num_blocks - 1)) for unit d of the ``count`` = DH units of a head.
 
     Forget gates of one head run from open (5) to closed (-7), so that a layer has units with long and with short memory; deeper
     blocks keep more of them open (xlstm 2.0.6, "powerlaw_blockdependent").
     """
     depth = (block_idx or 0) / (num_blocks - 1) if num_blocks is not None and num_blocks > 1 else 0.0
-    position = torch.linspace(0, 1, bias.shape[-1], dtype=bias.dtype, device=bias.device)
-    return bias.copy_((5.0 - 12.0 * position ** (0.3 + 1.3 * depth)).expand_as(bias))
+    position = torch.linspace(0, 1, count, dtype=like.dtype, device=like.device)
+    return 5.0 - 12.0 * position ** (0.3 + 1.3 * depth)
 
 
 def uniform_(weight: Tensor, hidden_size: int) -> Tensor:

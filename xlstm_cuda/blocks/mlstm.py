@@ -16,10 +16,11 @@ from torch.nn.functional import linear, silu
 
 from .. import functional
 from ..states import MLSTMState
+from ..weights import fill_, is_plain, under_autocast
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
 from .headwise import LinearHeadwise
-from .init import linspace_bias_, small_init_, wang_init_
+from .init import linspace_bias, small_init_, wang_init_
 from .norms import LayerNorm, MultiHeadLayerNorm
 from .residual import LayerState, ResidualBlock, check_input, layer_state
 
@@ -81,20 +82,28 @@ class mLSTMCell(nn.Module):
         """Gates that ignore their input: forget gates spaced over the heads from 3 to 6, input gates N(0, 0.1^2)."""
         self.outnorm.reset_parameters()
         nn.init.zeros_(self.fgate.weight)
-        linspace_bias_(self.fgate.bias, 3.0, 6.0)
+        fill_(self.fgate.bias, linspace_bias(self.num_heads, 3.0, 6.0, self.fgate.bias))
         nn.init.zeros_(self.igate.weight)
         nn.init.normal_(self.igate.bias, std=0.1)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, state: Sequence[Tensor] | None = None, backend: str | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Sequence[Tensor] | None = None,
+        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """h (B, S, I) and the state after the last step."""
         B, S, _ = q.shape
         NH, DH = self.num_heads, self.features // self.num_heads
-        i, f = self._gates(q, k, v).view(B, S, 2, NH).unbind(2)
+        i, f = self._gates(q, k, v)
         q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
-        before = None if state is None else _without_ones(state, q)
-        h, (C, n, m) = functional.mlstm(q, k, v, i, f, state=before, return_state=True, scale=1.0, backend=backend)
+        before = None if state is None else _without_ones(state, q, B if cu_seqlens is None else len(cu_seqlens) - 1)
+        h, (C, n, m) = functional.mlstm(
+            q, k, v, i, f, state=before, return_state=True, scale=1.0, cu_seqlens=cu_seqlens, backend=backend
+        )
         return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
 
     def step(
@@ -105,16 +114,20 @@ class mLSTMCell(nn.Module):
         gates = torch.cat([q, k, v], -1)
         i, f = self.igate(gates), self.fgate(gates)
         q, k, v = q.view(B, NH, DH), (k * DH**-0.5).view(B, NH, DH), v.view(B, NH, DH)
-        before = _fresh(q) if state is None else _without_ones(state, q)
+        before = _fresh(q) if state is None else _without_ones(state, q, B)
         h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, scale=1.0, backend=backend)
         return self.outnorm(h), (C, n.unsqueeze(-1), m.view(B, NH, 1, 1))
 
-    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Pre-activations (B, S, 2 NH), input gates first: Linear(cat(q, k, v)) without writing the cat."""
-        weight = torch.cat([self.igate.weight, self.fgate.weight])
-        bias = torch.cat([self.igate.bias, self.fgate.bias])
+    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations i, f (B, S, NH): Linear(cat(q, k, v)), without writing the cat where the weights may be read."""
+        if not (is_plain(self.igate, nn.Linear) and is_plain(self.fgate, nn.Linear)):
+            inputs = torch.cat([q, k, v], -1)
+            return self.igate(inputs), self.fgate(inputs)
+        weight = torch.cat([under_autocast(self.igate.weight), under_autocast(self.fgate.weight)])
+        bias = torch.cat([under_autocast(self.igate.bias), under_autocast(self.fgate.bias)])
         of_q, of_k, of_v = weight.split(self.features, 1)
-        return linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)
+        i, f = (linear(q, of_q, bias) + linear(k, of_k) + linear(v, of_v)).chunk(2, -1)
+        return i, f
 
 
 def _state_dtype(like: Tensor) -> torch.dtype:
@@ -128,11 +141,11 @@ def _fresh(like: Tensor) -> MLSTMState:
     return MLSTMState(*(like.new_zeros(shape, dtype=_state_dtype(like)) for shape in shapes))
 
 
-def _without_ones(state: Sequence[Tensor], like: Tensor) -> MLSTMState:
-    """The official state without its trailing axes of size 1, in the dtype of states; ``like`` is q (B, ..., NH, DH)."""
+def _without_ones(state: Sequence[Tensor], like: Tensor, B: int) -> MLSTMState:
+    """The official state of B rows without its trailing axes of size 1, in the dtype of states; ``like`` is q (..., NH, DH)."""
     if len(state) != 3:
         raise ValueError(f"mlstm_state: got {len(state)} tensors, expected (C, n, m)")
-    B, NH, DH, dtype = like.shape[0], like.shape[-2], like.shape[-1], _state_dtype(like)
+    NH, DH, dtype = like.shape[-2], like.shape[-1], _state_dtype(like)
     shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
     official = ((B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1))
     parts = []
@@ -200,6 +213,7 @@ class mLSTMLayer(nn.Module):
         *,
         mlstm_state: Sequence[Tensor] | None = None,
         conv_state: Sequence[Tensor] | Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -209,20 +223,21 @@ class mLSTMLayer(nn.Module):
             state: {"mlstm_state": (C (B, NH, DH, DH), n (B, NH, DH, 1), m (B, NH, 1, 1)), "conv_state": (inputs (B, K, I),)}
                 before the first step, the official form; None or a missing key is fresh. The two may also be given as keywords.
             return_last_state: also return the state after the last step, in the same form.
+            cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             backend: of xlstm_cuda.functional; None goes by device.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim)
+        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
         a, gate = self.proj_up(x).chunk(2, -1)
-        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"]))
-        h, last = self.mlstm_cell(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend)
+        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens))
+        h, last = self.mlstm_cell(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend, cu_seqlens)
         y = self._output(h, c, gate)
         if not return_last_state:
             return y
-        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"])
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"], cu_seqlens)
         return y, {"mlstm_state": last, "conv_state": inputs}
 
     def step(

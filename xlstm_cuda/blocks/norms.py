@@ -22,8 +22,15 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+        weight = self._weight(x)
         return torch.layer_norm(x, (self.dim,), None if weight is None else 1.0 + weight, None, self.eps)
+
+    def _weight(self, x: Tensor) -> Tensor | None:
+        """The weight; under autocast never in another half precision than x, which layer_norm does not take."""
+        weight = self.weight
+        if weight is None or weight.dtype in (x.dtype, torch.float32) or not torch.is_autocast_enabled(x.device.type):
+            return weight
+        return weight.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, weight={self.weight is not None}, eps={self.eps}"
@@ -33,5 +40,5 @@ class MultiHeadLayerNorm(LayerNorm):
     """Layer norm of each head on its own, scale 1 + weight. Input (..., NH, DH), output (..., NH*DH)."""
 
     def forward(self, h: Tensor) -> Tensor:
-        weight, normed = self.weight, torch.layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
+        weight, normed = self._weight(h), torch.layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
         return normed if weight is None else torch.addcmul(normed, normed, weight)

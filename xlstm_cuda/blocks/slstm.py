@@ -15,10 +15,11 @@ from torch.nn.functional import silu
 
 from .. import functional
 from ..states import SLSTMState
+from ..weights import fill_, under_autocast
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
 from .headwise import LinearHeadwise, joint
-from .init import linspace_bias_, powerlaw_blockdependent_, uniform_
+from .init import linspace_bias, powerlaw_blockdependent, uniform_
 from .norms import LayerNorm, MultiHeadLayerNorm
 from .residual import LayerState, ResidualBlock, check_input, layer_state
 
@@ -153,14 +154,14 @@ class sLSTMCell(nn.Module):
 
     @property
     def R(self) -> Tensor:
-        """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter."""
+        """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter, or of its copy under autocast."""
         NH, DH = self.config.num_heads, self.config.head_dim
-        return self._recurrent_kernel_.view(NH, 4, DH, DH).transpose(0, 1)
+        return under_autocast(self._recurrent_kernel_).view(NH, 4, DH, DH).transpose(0, 1)
 
     @property
     def b(self) -> Tensor:
-        """(4, NH, DH), a view of the parameter."""
-        return self._bias_.view(4, self.config.num_heads, self.config.head_dim)
+        """(4, NH, DH), likewise."""
+        return under_autocast(self._bias_).view(4, self.config.num_heads, self.config.head_dim)
 
     def reset_parameters(self) -> None:
         """`recurrent_weight_init` for the kernel, `bias_init` for the bias; only forget gates get a bias unless "standard"."""
@@ -172,26 +173,31 @@ class sLSTMCell(nn.Module):
         if config.bias_init == "standard":
             uniform_(self._bias_, config.hidden_size)
             return
-        nn.init.zeros_(self._bias_)
-        forget = self.b.detach()[1]
+        bias = self._bias_
+        values = torch.zeros(4, config.num_heads, config.head_dim, dtype=bias.dtype, device=bias.device)
         if config.bias_init == "powerlaw_blockdependent":
-            powerlaw_blockdependent_(forget, config._block_idx, config._num_blocks)
+            values[1] = powerlaw_blockdependent(config.head_dim, config._block_idx, config._num_blocks, bias)
         elif config.bias_init == "small_init":
-            linspace_bias_(forget, 3.0, 6.0)
+            values[1] = linspace_bias(config.head_dim, 3.0, 6.0, bias)
+        fill_(bias, values.flatten())
 
     def forward(
-        self, x: Tensor, state: Tensor | Sequence[Tensor] | None = None, backend: str | None = None
+        self,
+        x: Tensor,
+        state: Tensor | Sequence[Tensor] | None = None,
+        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step."""
-        before = None if state is None else _by_head(state, x)
-        h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, backend=backend)
+        before = None if state is None else _by_head(state, x, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
+        h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, cu_seqlens=cu_seqlens, backend=backend)
         return h, torch.stack(tuple(last)).flatten(2)
 
     def step(
         self, x: Tensor, state: Tensor | Sequence[Tensor] | None = None, backend: str | None = None
     ) -> tuple[Tensor, Tensor]:
         """One token, x (B, 4, NH, DH): h (B, NH, DH) and the new state (4, B, D)."""
-        before = _fresh(x) if state is None else _by_head(state, x)
+        before = _fresh(x) if state is None else _by_head(state, x, len(x))
         h, last = functional.slstm_step(x, self.R, self.b, before, backend=backend)
         return h, torch.stack(tuple(last)).flatten(2)
 
@@ -206,9 +212,9 @@ def _fresh(like: Tensor) -> SLSTMState:
     return SLSTMState(*like.new_zeros((4, B, NH, DH), dtype=_state_dtype(like)).unbind(0))
 
 
-def _by_head(state: Tensor | Sequence[Tensor], like: Tensor) -> SLSTMState:
-    """The official state (4, B, D) as h, c, n, m, each (B, NH, DH), in the dtype of states; ``like`` is x (B, ..., 4, NH, DH)."""
-    B, NH, DH = like.shape[0], like.shape[-2], like.shape[-1]
+def _by_head(state: Tensor | Sequence[Tensor], like: Tensor, B: int) -> SLSTMState:
+    """The official state (4, B, D) as h, c, n, m, each (B, NH, DH), in the dtype of states; ``like`` is x (..., 4, NH, DH)."""
+    NH, DH = like.shape[-2:]
     if not isinstance(state, Tensor):
         state = torch.stack(tuple(state))
     if state.shape != (4, B, NH * DH):
@@ -267,6 +273,7 @@ class sLSTMLayer(nn.Module):
         *,
         slstm_state: Tensor | Sequence[Tensor] | None = None,
         conv_state: Sequence[Tensor] | Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -276,19 +283,20 @@ class sLSTMLayer(nn.Module):
             state: {"slstm_state": (4, B, D) of h, c, n, m, "conv_state": (inputs (B, K, D),)} before the first step, the official
                 form; None or a missing key is fresh. The two may also be given as keywords.
             return_last_state: also return the state after the last step, in the same form.
+            cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             backend: of xlstm_cuda.functional; None goes by device.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim)
+        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens)
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
-        c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"]))
-        h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend)
+        c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"], cu_seqlens))
+        h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend, cu_seqlens)
         y = self.group_norm(self.dropout(h))
         if not return_last_state:
             return y
-        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, before["conv_state"])
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, before["conv_state"], cu_seqlens)
         return y, {"conv_state": inputs, "slstm_state": last}
 
     def step(

@@ -96,7 +96,13 @@ class xLSTMBlockStack(nn.Module):
             self.post_blocks_norm.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: StackState | None = None, return_last_state: bool = False, *, backend: str | None = None
+        self,
+        x: Tensor,
+        state: StackState | None = None,
+        return_last_state: bool = False,
+        *,
+        cu_seqlens: Tensor | None = None,
+        backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
 
@@ -104,20 +110,21 @@ class xLSTMBlockStack(nn.Module):
             x: (B, S, D).
             state: {"block_0": state of the block's layer, ...}, the official form; None or a missing block is fresh.
             return_last_state: also return the state after the last step, in the same form.
+            cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             backend: of xlstm_cuda.functional; None goes by device.
 
         Returns:
             y (B, S, D), or (y, state). Feeding a sequence in pieces with the returned state equals feeding it whole, gradients
             included.
         """
-        check_input(x, self.config.embedding_dim)
+        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens)
         before = self._check_state(state)
         last = {}
         for name, block in zip(self._names(), self.blocks):
             if return_last_state:
-                x, last[name] = block(x, before.get(name), True, backend=backend)
+                x, last[name] = block(x, before.get(name), True, cu_seqlens=cu_seqlens, backend=backend)
             else:
-                x = block(x, before.get(name), backend=backend)
+                x = block(x, before.get(name), cu_seqlens=cu_seqlens, backend=backend)
         x = self.post_blocks_norm(x)
         return (x, last) if return_last_state else x
 

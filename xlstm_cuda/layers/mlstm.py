@@ -10,6 +10,7 @@ from torch.nn.functional import linear, rms_norm
 
 from .. import checks, functional
 from ..states import MLSTMState
+from ..weights import fill_
 from .recurrent import RecurrentLayer, small_init_
 
 NORM_EPS = 1e-6
@@ -103,10 +104,10 @@ class mLSTM(RecurrentLayer):
             nn.init.zeros_(self.get_parameter(f"weight_gate_{cell}"))
             if self.bias:
                 nn.init.zeros_(self.get_parameter(f"bias_{cell}"))
-                with torch.no_grad():
-                    input_gate, forget_gate = self.get_parameter(f"bias_gate_{cell}").chunk(2)
-                    input_gate.normal_(0, 0.1)
-                    forget_gate.copy_(torch.linspace(3.0, 6.0, self.num_heads, device=forget_gate.device))
+                bias = self.get_parameter(f"bias_gate_{cell}")
+                input_gates = torch.empty(self.num_heads, dtype=bias.dtype, device=bias.device).normal_(0, 0.1)
+                forget_gates = torch.linspace(3.0, 6.0, self.num_heads, device=bias.device)
+                fill_(bias, torch.cat([input_gates, forget_gates.to(bias.dtype)]))
             if self.normalize:
                 nn.init.ones_(self.get_parameter(f"weight_norm_{cell}"))
 

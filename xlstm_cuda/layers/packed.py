@@ -21,6 +21,13 @@ class SequenceOrder(NamedTuple):
     reversal: Tensor  #: (T,) each sequence's steps backwards; its own inverse
 
 
+def reversal(cu_seqlens: Tensor, steps: int) -> Tensor:
+    """(T,): each sequence's steps backwards; its own inverse."""
+    place = torch.arange(steps, device=cu_seqlens.device)
+    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), place.int(), right=True).clamp(max=max(len(cu_seqlens) - 2, 0))
+    return (cu_seqlens[sequence] + cu_seqlens[sequence + 1] - 1 - place) if steps else place
+
+
 def sequence_order(packed: PackedSequence) -> SequenceOrder:
     """O(T) work and memory, however different the lengths; index arithmetic on the data's device, without a synchronisation."""
     sizes, device = packed.batch_sizes, packed.data.device

@@ -15,7 +15,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import checks
-from .packed import sequence_order
+from .packed import reversal, sequence_order
 
 
 class RecurrentLayer(nn.Module):
@@ -101,13 +101,15 @@ class RecurrentLayer(nn.Module):
     def run_step(self, x: Tensor, state: Any, cell: str) -> tuple[Tensor, Any]:
         """One cell and one token: x (B, features) -> h (B, hidden_size) and the new state."""
 
-    def forward(self, input: Tensor | PackedSequence, state: Any = None) -> tuple[Any, Any]:
+    def forward(self, input: Tensor | PackedSequence, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Any, Any]:
         """Runs the layer over a sequence.
 
         Args:
             input: (S, B, input_size); (B, S, input_size) with batch_first; (S, input_size) unbatched; or a PackedSequence.
             state: before the first step; None is the fresh state. Each tensor carries a leading axis
                 num_layers * num_directions (layer-major), then B (absent for unbatched input), then the cell's axes.
+            cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1 or absent, states have
+                N rows in B's place.
 
         Returns:
             output: in the form of the input, the last axis num_directions * hidden_size.
@@ -118,15 +120,24 @@ class RecurrentLayer(nn.Module):
             ValueError: rank or features of the input, device, or a state that does not fit.
         """
         if isinstance(input, PackedSequence):
+            if cu_seqlens is not None:
+                raise ValueError("cu_seqlens: got borders beside a PackedSequence, which has its own, expected None")
             return self._forward_packed(input, state)
         self._check_input(input, "(S, B, input_size) or (S, input_size)", (2, 3))
         batched = input.dim() == 3
         x = input.unsqueeze(0) if not batched else input if self.batch_first else input.transpose(0, 1)
-        states = self._split(state, x.shape[0] if batched else None, x)
-        x, last = self._layers(x, states, lambda x, s, cell: self.run_sequence(x, s, None, cell), lambda x: x.flip(1))
+        B = x.shape[0] if batched else None
+        if cu_seqlens is not None:
+            B = checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
+        x, last = self._layers(
+            x,
+            self._split(state, B, x),
+            lambda x, s, cell: self.run_sequence(x, s, cu_seqlens, cell),
+            lambda x: x.flip(1) if cu_seqlens is None else x.index_select(1, reversal(cu_seqlens, x.shape[1])),
+        )
         # nn.LSTM's (S, B, features) output is contiguous, and `output.view(-1, features)` is what people write next.
         output = x.squeeze(0) if not batched else x if self.batch_first else x.transpose(0, 1).contiguous()
-        return output, self._join(last, batched)
+        return output, self._join(last, B is not None)
 
     def _forward_packed(self, packed: PackedSequence, state: Any) -> tuple[PackedSequence, Any]:
         self._check_input(packed.data, "a PackedSequence of (S, input_size) sequences", (2,))

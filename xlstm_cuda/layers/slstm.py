@@ -11,6 +11,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from .. import checks, functional
 from ..states import SLSTMState
+from ..weights import fill_, under_autocast
 from .recurrent import RecurrentLayer, small_init_
 
 
@@ -85,10 +86,11 @@ class sLSTM(RecurrentLayer):
             small_init_(self.get_parameter(f"weight_ih_{cell}"))
             nn.init.uniform_(self.get_parameter(f"weight_hh_{cell}"), -bound, bound)
             if self.bias:
-                with torch.no_grad():
-                    b = self.get_parameter(f"bias_{cell}").zero_().view(4, self.num_heads, self.head_dim)
-                    open_gate = torch.linspace(3.0, 6.0, self.head_dim, device=b.device)
-                    b[1] = open_gate if self.forget_gate == "sigmoid" else logsigmoid(open_gate)
+                bias = self.get_parameter(f"bias_{cell}")
+                values = torch.zeros(4, self.num_heads, self.head_dim, device=bias.device)
+                open_gate = torch.linspace(3.0, 6.0, self.head_dim, device=bias.device)
+                values[1] = open_gate if self.forget_gate == "sigmoid" else logsigmoid(open_gate)
+                fill_(bias, values.flatten().to(bias.dtype))
 
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.num_heads, self.head_dim),) * 4
@@ -110,5 +112,5 @@ class sLSTM(RecurrentLayer):
         """x (..., features) -> what it adds to the gates (..., 4, NH, DH); R; b (4, NH, DH)."""
         gates = (4, self.num_heads, self.head_dim)
         x = linear(x, getattr(self, f"weight_ih_{cell}")).unflatten(-1, gates)
-        b = getattr(self, f"bias_{cell}").view(gates) if self.bias else None
-        return x, getattr(self, f"weight_hh_{cell}"), b
+        b = under_autocast(getattr(self, f"bias_{cell}")).view(gates) if self.bias else None
+        return x, under_autocast(getattr(self, f"weight_hh_{cell}")), b

@@ -56,14 +56,20 @@ class xLSTMLMModel(nn.Module):
             small_init_(self.lm_head.weight, self.config.embedding_dim)
 
     def forward(
-        self, idx: Tensor, state: StackState | None = None, return_last_state: bool = False, *, backend: str | None = None
+        self,
+        idx: Tensor,
+        state: StackState | None = None,
+        return_last_state: bool = False,
+        *,
+        cu_seqlens: Tensor | None = None,
+        backend: str | None = None,
     ) -> Any:
         """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`."""
         x = self._embed(idx)
         if return_last_state:
-            x, last = self.xlstm_block_stack(x, state, True, backend=backend)
+            x, last = self.xlstm_block_stack(x, state, True, cu_seqlens=cu_seqlens, backend=backend)
             return self.lm_head(x), last
-        return self.lm_head(self.xlstm_block_stack(x, state, backend=backend))
+        return self.lm_head(self.xlstm_block_stack(x, state, cu_seqlens=cu_seqlens, backend=backend))
 
     def step(
         self, idx: Tensor, state: StackState | None = None, *, backend: str | None = None

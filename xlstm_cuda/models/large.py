@@ -215,18 +215,20 @@ class LargeMLSTMLayer(_Fusible):
         self.multihead_norm = MultiHeadLayerNorm(v, config)
         self.out_proj = nn.Linear(v, D, bias)
 
-    def forward(self, x: Tensor, state: Sequence[Tensor] | None, backend: str | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, state: Sequence[Tensor] | None, backend: str | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, k, v, o, i, f = self._project(x)
         q, k, v = (part.unflatten(-1, (self.config.num_heads, -1)) for part in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap) for gate in (i, f))
         options: dict[str, Any] = dict(eps=self.config.eps, backend=backend)
-        before = None if state is None else _ours(state, q, v)
-        if before is not None and x.shape[1] == 1:
+        before = None if state is None else _ours(state, q, v, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
+        if before is not None and cu_seqlens is None and x.shape[1] == 1:
             q, k, v, i, f = (part.squeeze(1) for part in (q, k, v, i, f))
             h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, **options)
             h = h.unsqueeze(1)
         else:
-            h, (C, n, m) = functional.mlstm(q, k, v, i, f, state=before, return_state=True, **options)
+            h, (C, n, m) = functional.mlstm(q, k, v, i, f, state=before, return_state=True, cu_seqlens=cu_seqlens, **options)
         y = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h))
         return y, (C, n, m.unsqueeze(-1))
 
@@ -237,11 +239,11 @@ class LargeMLSTMLayer(_Fusible):
         return [part(x) for part in (self.q, self.k, self.v, self.ogate_preact, self.igate_preact, self.fgate_preact)]
 
 
-def _ours(state: Sequence[Tensor], q: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """The official state without the trailing axis of m, in the dtype of states."""
+def _ours(state: Sequence[Tensor], q: Tensor, v: Tensor, B: int) -> tuple[Tensor, ...]:
+    """The official state of B rows without the trailing axis of m, in the dtype of states."""
     if len(state) != 3:
         raise ValueError(f"state: got {len(state)} tensors, expected (C, n, m)")
-    B, _, NH, DHQK = q.shape
+    NH, DHQK = q.shape[-2:]
     expected = ((B, NH, DHQK, v.shape[-1]), (B, NH, DHQK), (B, NH, 1))
     for name, part, shape in zip("Cnm", state, expected):
         checks.shape(f"state.{name}", part, shape, {"C": "(B, NH, DHQK, DHHV)", "n": "(B, NH, DHQK)", "m": "(B, NH, 1)"}[name])
@@ -259,8 +261,10 @@ class LargeBlock(nn.Module):
         self.norm_ffn = RMSNorm(config.embedding_dim, config)
         self.ffn = LargeFeedForward(config)
 
-    def forward(self, x: Tensor, state: Sequence[Tensor] | None, backend: str | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend)
+    def forward(
+        self, x: Tensor, state: Sequence[Tensor] | None, backend: str | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend, cu_seqlens)
         x = x + y
         return x + self.ffn(self.norm_ffn(x)), last
 
@@ -273,10 +277,12 @@ class LargeBackbone(nn.Module):
         self.blocks = nn.ModuleList(LargeBlock(config) for _ in range(config.num_blocks))
         self.out_norm = RMSNorm(config.embedding_dim, config) if config.add_out_norm else nn.Identity()
 
-    def forward(self, x: Tensor, state: LargeState, backend: str | None = None) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
+    def forward(
+        self, x: Tensor, state: LargeState, backend: str | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         last = {}
         for index, block in enumerate(self.blocks):
-            x, last[index] = block(x, state.get(index), backend)
+            x, last[index] = block(x, state.get(index), backend, cu_seqlens)
         return self.out_norm(x), last
 
 
@@ -303,19 +309,33 @@ class xLSTMLarge(nn.Module):
             if isinstance(module, (nn.Linear, nn.Embedding, _Norm)):
                 module.reset_parameters()
 
-    def forward(self, x: Tensor, state: LargeState | None = None, *, backend: str | None = None) -> Any:
-        """Any S; one token with a state takes the decode path. The given state is left as it is; differentiable."""
-        logits, last = self._run(x, state, backend)
+    def forward(
+        self,
+        x: Tensor,
+        state: LargeState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        backend: str | None = None,
+    ) -> Any:
+        """Any S; one token with a state takes the decode path. The given state is left as it is; differentiable.
+
+        cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
+        """
+        logits, last = self._run(x, state, backend, cu_seqlens)
         return (logits, last) if self.config.return_last_states else logits
 
-    def _run(self, x: Tensor, state: LargeState | None, backend: str | None) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
+    def _run(
+        self, x: Tensor, state: LargeState | None, backend: str | None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         checks.dtype("x", checks.tensor("x", x), (torch.int64, torch.int32))
         checks.rank("x", x, "(B, S)")
+        if cu_seqlens is not None:
+            checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
         if state is not None and not isinstance(state, Mapping):
             raise TypeError(f"state: got {type(state).__name__}, expected a dictionary of block states")
         if unknown := set(state or {}) - set(range(self.config.num_blocks)):
             raise ValueError(f"state: got blocks {sorted(map(str, unknown))}, expected 0 to {self.config.num_blocks - 1}")
-        y, last = self.backbone(self.embedding(x), state or {}, backend)
+        y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens)
         return soft_cap(self.lm_head(y), self.config.output_logit_soft_cap), last
 
     @torch.no_grad()
