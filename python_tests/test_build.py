@@ -253,9 +253,9 @@ def test_cmake_says_what_is_built_for_this_gpu(machine):
 @pytest.mark.parametrize(
     "system,sentence",
     [
-        ("Windows", "xlstm_cuda builds on Linux only, got Windows: install it inside WSL 2"),
-        ("Darwin", "xlstm_cuda builds on Linux only, got macOS: use a Linux container, where the CPU backend works"),
-        ("FreeBSD", "xlstm_cuda builds on Linux only, got FreeBSD: use a Linux machine or container"),
+        ("Windows", "xlstm_cuda: builds on Linux only, got Windows: install it inside WSL 2"),
+        ("Darwin", "xlstm_cuda: builds on Linux only, got macOS: use a Linux container, where the CPU backend works"),
+        ("FreeBSD", "xlstm_cuda: builds on Linux only, got FreeBSD: use a Linux machine or container"),
     ],
 )
 def test_cmake_refuses_another_system_in_one_sentence(machine, system, sentence):
@@ -318,6 +318,15 @@ def test_a_build_that_cannot_work_is_refused_before_anything_is_downloaded(machi
     assert refused.returncode == 1
     assert refused.stdout.strip().startswith("HIDDEN xlstm_cuda: XLSTM_CUDA=ON, but no working nvcc was found")
     assert "Traceback" not in refused.stdout
+
+
+def test_another_system_is_refused_before_anything_is_downloaded(machine, monkeypatch):
+    pytest.importorskip("scikit_build_core")
+    import build_backend
+
+    monkeypatch.setattr(build_backend.platform, "system", lambda: "Windows")
+    with pytest.raises(SystemExit, match=r"^xlstm_cuda: builds on Linux only, got Windows: install it inside WSL 2"):
+        build_backend.announce(None)
 
 
 def test_a_log_file_of_the_frontend_is_not_written_over(machine, tmp_path):
