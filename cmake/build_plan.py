@@ -40,7 +40,8 @@ KNOWN_TARGETS = {"80", "86", "87", "89", *FIRST_NVCC}
 
 #: CPU-seconds of nvcc 13.0 for all kernels (the sums in bench/results/static/kernels.json of nvcc 13.0.88, 2 cores).
 KERNEL_SECONDS = {"80": 230, "86": 172, "89": 306, "90a": 423, "100f": 248, "120f": 187, "90-virtual": 136}
-#: CPU-seconds of the other parts with g++ 12: the first two are measured, the address checks and nvcc's PTX of two targets guessed.
+#: CPU-seconds of the other parts with g++ 12. The first two are measured; the address checks and nvcc's PTX of two targets are
+#: estimates.
 CPU_SECONDS, EXECUTOR_SECONDS, ASAN_SECONDS, PTX_SECONDS = 40, 210, 300, 300
 
 

@@ -157,6 +157,13 @@ def test_cudaarchs_wins(machine, choice, gpus):
     assert "as CUDAARCHS says" in plan.sentence
 
 
+def test_cudaarchs_on_a_machine_without_nvcc_is_no_error(machine, monkeypatch):
+    """As in CI, which names a target whether or not the machine has a toolkit."""
+    monkeypatch.setenv("CUDACXX", "/nonexistent/nvcc")
+    plan = make_plan({"CUDAARCHS": "90a-real"})
+    assert not plan.cuda and "no working nvcc was found" in plan.sentence
+
+
 def test_cudaarchs_native_means_the_gpus_of_the_machine(machine):
     with pytest.raises(Refused, match="CUDAARCHS=native, but nvidia-smi finds no GPU here"):
         make_plan({"CUDAARCHS": "native"})
