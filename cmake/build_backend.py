@@ -8,6 +8,7 @@ build's requirements, before it downloads or compiles anything; a build that can
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def announce(config_settings: ConfigSettings) -> None:
     defined = {switch: (config_settings or {}).get(f"cmake.define.{switch}") for switch in SWITCHES}
     defined["CUDAARCHS"] = (config_settings or {}).get("cmake.define.CMAKE_CUDA_ARCHITECTURES")
     try:
-        plan = make_plan(dict(os.environ) | {name: value for name, value in defined.items() if value})
+        plan = make_plan({**os.environ, "SYSTEM": platform.system()} | {name: value for name, value in defined.items() if value})
     except Refused as refusal:
         raise SystemExit(f"xlstm_cuda: {refusal}") from None
     tell_the_user(f"xlstm_cuda: {plan.sentence}")

@@ -157,6 +157,13 @@ def test_cudaarchs_wins(machine, choice, gpus):
     assert "as CUDAARCHS says" in plan.sentence
 
 
+def test_cudaarchs_on_a_machine_without_nvcc_is_no_error(machine, monkeypatch):
+    """As in CI, which names a target whether or not the machine has a toolkit."""
+    monkeypatch.setenv("CUDACXX", "/nonexistent/nvcc")
+    plan = make_plan({"CUDAARCHS": "90a-real"})
+    assert not plan.cuda and "no working nvcc was found" in plan.sentence
+
+
 def test_cudaarchs_native_means_the_gpus_of_the_machine(machine):
     with pytest.raises(Refused, match="CUDAARCHS=native, but nvidia-smi finds no GPU here"):
         make_plan({"CUDAARCHS": "native"})
@@ -253,9 +260,9 @@ def test_cmake_says_what_is_built_for_this_gpu(machine):
 @pytest.mark.parametrize(
     "system,sentence",
     [
-        ("Windows", "xlstm_cuda builds on Linux only, got Windows: install it inside WSL 2"),
-        ("Darwin", "xlstm_cuda builds on Linux only, got macOS: use a Linux container, where the CPU backend works"),
-        ("FreeBSD", "xlstm_cuda builds on Linux only, got FreeBSD: use a Linux machine or container"),
+        ("Windows", "xlstm_cuda: builds on Linux only, got Windows: install it inside WSL 2"),
+        ("Darwin", "xlstm_cuda: builds on Linux only, got macOS: use a Linux container, where the CPU backend works"),
+        ("FreeBSD", "xlstm_cuda: builds on Linux only, got FreeBSD: use a Linux machine or container"),
     ],
 )
 def test_cmake_refuses_another_system_in_one_sentence(machine, system, sentence):
@@ -318,6 +325,15 @@ def test_a_build_that_cannot_work_is_refused_before_anything_is_downloaded(machi
     assert refused.returncode == 1
     assert refused.stdout.strip().startswith("HIDDEN xlstm_cuda: XLSTM_CUDA=ON, but no working nvcc was found")
     assert "Traceback" not in refused.stdout
+
+
+def test_another_system_is_refused_before_anything_is_downloaded(machine, monkeypatch):
+    pytest.importorskip("scikit_build_core")
+    import build_backend
+
+    monkeypatch.setattr(build_backend.platform, "system", lambda: "Windows")
+    with pytest.raises(SystemExit, match=r"^xlstm_cuda: builds on Linux only, got Windows: install it inside WSL 2"):
+        build_backend.announce(None)
 
 
 def test_a_log_file_of_the_frontend_is_not_written_over(machine, tmp_path):
