@@ -1,6 +1,6 @@
 """The executor's slow modes, one after the other: `python python_tests/simt_deep.py`.
 
-    races    the kernel tests with the race detector on, under two schedules; the chunkwise mLSTM in every tile
+    races    the kernel tests with the race detector on, under two schedules; the chunkwise mLSTM in every tile, starved
     asan     the kernel tests on the module built with address and undefined-behaviour checks (XLSTM_SIMT_ASAN=ON)
     cases    300 tensor-core cases
     mutants  seeded bugs against every detection mode
@@ -79,7 +79,7 @@ def main() -> int:
             continue
         started = time.monotonic()
         for index, command in enumerate(commands):
-            order = {"XLSTM_SIMT_ORDER": ("random", "lifo", "random")[index]} if len(commands) > 1 else {}
+            order = {"XLSTM_SIMT_ORDER": ("random", "lifo", "starve")[index]} if len(commands) > 1 else {}
             if subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, **order}).returncode:
                 failed.append(name)
         print(f"{name}: {'FAILED' if name in failed else 'passed'} in {time.monotonic() - started:.0f} s", flush=True)

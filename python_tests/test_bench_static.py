@@ -39,6 +39,14 @@ def test_key_follows_the_headers_of_a_kernel_file(monkeypatch, tmp_path):
     assert sources.key("csrc/a.cu") != before
 
 
+def test_key_does_not_follow_comments_and_line_breaks():
+    code = '#pragma once  // why\n#define TWO \\\n  2\nint a;  /* of\nmany */ int\n  b = f("no // comment", \'"\');\n'
+    same = '// a.cuh - what\n#pragma once\n#define TWO \\\n  2\n\nint a; int b = f("no // comment", \'"\');  // more\n'
+    assert sources.code(code) == sources.code(same)
+    assert sources.code(code) != sources.code(code.replace("no // comment", "no"))
+    assert sources.code(code) != sources.code(code.replace("int a;", "int c;"))
+
+
 def test_thresholds_see_spills_missing_tensor_cores_shared_memory_and_bytes():
     kernel = {"name": "mlstm::walk_kernel<__nv_bfloat16, 64>", "registers": 40, "spill_bytes": 8, "hmma": 0, "hgmma": 0}
     launch = {"case": "c", "kernel": "mlstm_walk_h", "shared_bytes": 200_000, "bytes_over_least": 1.5}

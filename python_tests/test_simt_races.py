@@ -62,14 +62,6 @@ def test_no_race_is_reported_in_a_correct_kernel(name, order):
         run(name, n=64 if name == "bulk_load" else 3, order=order, seed=seed, landing="random" if order == "random" else "late")
 
 
-def test_misaligned_access_by_a_plain_pointer_names_its_line():
-    text = BUGS.read_text()
-    line = text[: text.index("reinterpret_cast", text.index("void misaligned_plain_access("))].count("\n") + 1
-    with pytest.raises(RuntimeError, match=rf"planted_bugs\.cu:{line}: the address is not aligned to 16 bytes"):
-        run("misaligned_plain_access", n=1)
-    run("misaligned_plain_access", n=4)
-
-
 def test_profile_counts_bank_conflicts():
     for stride, ways in ((1, 1), (2, 2), (32, 32), (33, 1)):
         with simt.profile() as launches:

@@ -90,10 +90,6 @@ __global__ void misaligned_bulk_target(const uint32_t* in, uint32_t*, int n) {
   if (threadIdx.x == 0) device::mbarrier_init(barrier, 1);
   if (threadIdx.x == 0) device::bulk_load(device::dynamic_shared<uint32_t>() + n, in, 64, barrier);
 }
-__global__ void misaligned_plain_access(const uint32_t* in, uint32_t* out,
-                                        int n) {  // no function of csrc/device: traced module only
-  out[threadIdx.x] = reinterpret_cast<const uint4*>(in + 4 * threadIdx.x + n)->w;
-}
 __global__ void exits_before_copy_lands(const uint32_t* in, uint32_t*, int) {
   device::cp_async<16>(device::dynamic_shared<uint4>() + threadIdx.x, in + 4 * threadIdx.x);
   device::cp_async_commit();
@@ -353,7 +349,6 @@ const Register planted_bugs{
     {"misaligned_copy_target", misaligned_copy_target, 1, 32, 1, 1024, false},
     {"misaligned_bulk_load", misaligned_bulk_load, 1, 32, 1, 1024, false},
     {"misaligned_bulk_target", misaligned_bulk_target, 1, 32, 1, 1024, false},
-    {"misaligned_plain_access", misaligned_plain_access, 1, 32, 1, 0, false},
     {"exits_before_copy_lands", exits_before_copy_lands, 1, 32, 1, 1024, false},
     {"copy_past_shared", copy_past_shared, 1, 128, 1, 2048, false},
     {"store_past_shared", store_past_shared, 1, 128, 1, 2048, false},
