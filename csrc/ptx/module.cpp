@@ -18,18 +18,40 @@ void configure(const std::string& target, int architecture, int processors, int 
   settings = {target, architecture, processors, shared_limit, seed, late, starve, reads, races, float32_products};
 }
 
-void run_ptx(const std::string& text, const std::string& kernel, py::buffer memory, uint32_t grid, uint32_t block,
+// Buffers become addresses, integers 32 bits.
+class Arguments {
+ public:
+  explicit Arguments(const py::sequence& values) {
+    for (const py::handle value : values) {
+      if (py::isinstance<py::int_>(value)) {
+        append(value.cast<int32_t>());
+        continue;
+      }
+      buffers.push_back(py::reinterpret_borrow<py::buffer>(value).request(true));
+      const py::buffer_info& info = buffers.back();
+      add_allocation(info.ptr, uint64_t(info.size * info.itemsize));
+      append(reinterpret_cast<uint64_t>(info.ptr));
+    }
+  }
+  ~Arguments() {
+    for (const py::buffer_info& info : buffers) remove_allocation(info.ptr);
+  }
+  std::vector<uint8_t> bytes;
+
+ private:
+  template <class T>
+  void append(T value) {
+    const size_t at = (bytes.size() + sizeof value - 1) / sizeof value * sizeof value;
+    bytes.resize(at + sizeof value);
+    std::memcpy(bytes.data() + at, &value, sizeof value);
+  }
+  std::vector<py::buffer_info> buffers;
+};
+
+void run_ptx(const std::string& text, const std::string& kernel, const py::sequence& arguments, uint32_t grid, uint32_t block,
              uint32_t cluster, uint32_t shared_bytes, bool cooperative) {
-  const py::buffer_info info = memory.request(true);
-  const auto address = reinterpret_cast<uint64_t>(info.ptr);
-  std::vector<uint8_t> parameters(8);
-  std::memcpy(parameters.data(), &address, 8);
-  add_allocation(info.ptr, uint64_t(info.size * info.itemsize));
-  const struct Remove {
-    void* p;
-    ~Remove() { remove_allocation(p); }
-  } remove{info.ptr};
-  run_text(text, kernel, {grid, block, cluster, shared_bytes, cooperative}, parameters);
+  const Arguments values(arguments);
+  run_text(text, kernel, {grid, block, cluster, shared_bytes, cooperative}, values.bytes);
 }
 
 }  // namespace
@@ -45,8 +67,8 @@ PYBIND11_MODULE(_ptx, m) {
         py::arg("float32_products"), "how the launches that follow run; see struct Settings in machine.h");
   m.def("ptx_launches", &launches, "how many launches have run to their end");
   m.def("ptx_watch_allocations", &watch_allocations, "PyTorch's CPU tensors that are made from now on are known to the byte");
-  m.def("ptx_run", &run_ptx, py::kw_only(), py::arg("text"), py::arg("kernel"), py::arg("memory"), py::arg("grid") = 1,
+  m.def("ptx_run", &run_ptx, py::kw_only(), py::arg("text"), py::arg("kernel"), py::arg("arguments"), py::arg("grid") = 1,
         py::arg("block") = 32, py::arg("cluster") = 1, py::arg("shared_bytes") = 0, py::arg("cooperative") = false,
-        "one launch of a kernel in PTX text, whose only parameter is the address of a writable buffer");
+        "one launch of a kernel in PTX text; its arguments are writable buffers and 32-bit integers");
   xlstm::bind_kernels(m);
 }

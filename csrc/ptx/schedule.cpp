@@ -197,7 +197,7 @@ class Starving {
 using Clusters = std::vector<std::unique_ptr<Cluster>>;
 
 void run_together(Clusters& set) {
-  constexpr int kSpin = 40;                // a turn this short that ends in a failed wait is no progress
+  constexpr int kSpin = 40;                // a turn this short that ends at no barrier is no progress
   constexpr int kPatience = 3;             // rounds of nothing but spinning before the starved one is let in
   constexpr uint64_t kDeadlocked = 20000;  // and before the launch is given up
   std::vector<Warp*> warps, ready;
@@ -221,7 +221,7 @@ void run_together(Clusters& set) {
     for (Warp* w : ready) {
       if (w->state != State::Running || (starving.holds(*w) && spun < kPatience)) continue;
       const int64_t ran = slice(*w, 1 + int64_t(dice() % 4000));
-      progress |= !w->yield || ran >= kSpin;
+      progress |= ran >= kSpin || w->state != State::Running;
     }
     bool delivered = false;
     for (const auto& c : set)
