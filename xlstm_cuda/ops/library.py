@@ -129,7 +129,7 @@ def differentiable_once(cell: str, gradients: Sequence[Tensor]) -> Sequence[Tens
     if not torch.is_grad_enabled():
         return gradients
     anchor = torch.empty(0, device=gradients[0].device, requires_grad=True)
-    marked: Sequence[Tensor] = _Once.apply(cell, anchor, *gradients)
+    marked: Sequence[Tensor] = _Once.apply(cell, anchor, *gradients)  # type: ignore[no-untyped-call]
     return marked
 
 

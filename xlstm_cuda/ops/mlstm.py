@@ -107,7 +107,7 @@ def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State
     if must_dispatch(operands.q) or not differentiated(*operands):
         h, C, n, m, _ = FORWARD(operands.q, *args)
     else:
-        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, *args)
+        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, *args)  # type: ignore[no-untyped-call]
     return h, (C, n, m)
 
 
@@ -130,4 +130,5 @@ def _one_step_of_a_sequence(token: MLSTMToken, options: MLSTMOptions) -> tuple[T
 
 
 def _given(C0: Tensor | None, n0: Tensor | None, m0: Tensor | None) -> State | None:
-    return None if C0 is None or n0 is None or m0 is None else (C0, n0, m0)
+    """Contiguous, because the order of PyTorch's sums follows the strides."""
+    return None if C0 is None or n0 is None or m0 is None else (C0.contiguous(), n0.contiguous(), m0.contiguous())

@@ -155,11 +155,11 @@ def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int 
     if not differentiated(*operands):
         h, *last, _, _ = FORWARD(x, *args)
     elif checkpoint_every is not None and checkpoint_every < x.shape[1]:
-        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)
+        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)  # type: ignore[no-untyped-call]
     elif must_dispatch(x):
         h, *last, _, _ = FORWARD.overload(*args)
     else:
-        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, *args)
+        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, *args)  # type: ignore[no-untyped-call]
     return h, tuple(last)
 
 
