@@ -75,16 +75,21 @@ class Op:
                 with torch._C._AutoDispatchBelowAutograd():
                     return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
-            return call(below, *args) if differentiated(*args) else below(*args)
+            tensors = (x for x in args if isinstance(x, Tensor))
+            return call(below, *args) if differentiated(*tensors) else below(*args)
 
         LIBRARY.impl(self.name, autograd, "Autograd", with_keyset=True)
 
 
-def differentiated(*args: Any) -> bool:
-    """Whether a call with these arguments has to be known to autograd, of either mode."""
+def differentiated(*operands: Tensor | None) -> bool:
+    """Whether a call with these operands has to be known to autograd, of either mode."""
     if forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    if torch.is_grad_enabled():
+        for x in operands:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def must_dispatch(x: Tensor) -> bool:
