@@ -102,6 +102,18 @@ def must_dispatch(x: Tensor) -> bool:
     return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
 
 
+def refuse_torch_func(cell: str) -> None:
+    """RuntimeError inside a transform of torch.func other than functionalize, which autograd.Function knows nothing of."""
+    if torch.compiler.is_compiling():
+        return
+    innermost = torch._C._functorch.peek_interpreter_stack()
+    if innermost is not None and innermost.key() != torch._C._functorch.TransformType.Functionalize:
+        raise RuntimeError(
+            f"xlstm_cuda: {cell}: transforms of torch.func (grad, vmap, forward mode AD) are not supported by the kernels; use"
+            " backend='reference', or torch.autograd.grad"
+        )
+
+
 def refuse_forward_mode(cell: str) -> Any:
     """The jvp of an autograd.Function that has none."""
 

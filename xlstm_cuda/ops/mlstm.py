@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
 from .chunkwise.states import State, state_dtype, state_shapes
-from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, returned
+from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
 from .signatures import (
     MLSTMGradients,
     MLSTMIncoming,
@@ -104,6 +104,7 @@ STEP.differentiate(lambda run, *args: _one_step_of_a_sequence(*STEP.split(args))
 def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
     args = (*operands, *options)
+    refuse_torch_func("mlstm")
     if must_dispatch(operands.q) or not differentiated(*operands):
         h, C, n, m, _ = FORWARD(operands.q, *args)
     else:
@@ -113,6 +114,7 @@ def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State
 
 def mlstm_step(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
+    refuse_torch_func("mlstm_step")
     if options.backend in KERNEL_BACKENDS:
         h, C, n, m = STEP.overload(*token, *options) if must_dispatch(token.q) else mlstm_step_kernel.step(token, options)
         return h, (C, n, m)
