@@ -78,12 +78,12 @@ def mlstm(
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, S, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, S, ")
     checks.choice("normalizer_grad", normalizer_grad, ("exact", "detached"))
-    options = _mlstm_options(scale, igate, normalize, eps, DHQK)._replace(exact=normalizer_grad == "exact", chunk_size=chunk_size)
     if chunk_size is not None and chunk_size not in CHUNK_SIZES:
         raise ValueError(f"chunk_size: got {chunk_size!r}, expected None or one of {', '.join(map(str, CHUNK_SIZES))}")
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
-    options = options._replace(backend=resolve(backend, q.device))
+    numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
+    options = MLSTMOptions(*numeric, chunk_size, normalizer_grad == "exact", resolve(backend, q.device))
 
     if options.backend == "reference":
         inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]
@@ -91,7 +91,7 @@ def mlstm(
 
         def run_mlstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
             q, k, v, i, f = xs
-            return reference.mlstm(q, k, v, i, f, state, normalizer_grad=normalizer_grad, **_numeric(options))
+            return reference.mlstm(q, k, v, i, f, state, normalizer_grad=normalizer_grad, **_by_name(options))
 
         with _without_autocast(q.device.type):
             h, last = _each_sequence(run_mlstm, inputs, start, cu_seqlens)
@@ -127,13 +127,14 @@ def mlstm_step(
     """
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, _, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, ")
-    options = _mlstm_options(scale, igate, normalize, eps, DHQK)._replace(backend=resolve(backend, q.device))
+    numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
+    options = MLSTMOptions(*numeric, None, True, resolve(backend, q.device))
     initial = _mlstm_state(state, B, NH, DHQK, DHHV, q)
     if options.backend != "reference" and not differentiated(q, k, v, i, f, *initial):
         h, last = mlstm_ops.mlstm_step(MLSTMToken(q, k, v, i, f, *initial), options)
         return h, MLSTMState(*last)
     sequence = [x.unsqueeze(1) for x in (q, k, v, i, f)]
-    h, last_state = mlstm(*sequence, state=initial, return_state=True, backend=options.backend, **_numeric(options))
+    h, last_state = mlstm(*sequence, state=initial, return_state=True, backend=options.backend, **_by_name(options))
     return h.squeeze(1), last_state
 
 
@@ -275,16 +276,17 @@ def _check_mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, lead: st
     return batch[0], batch[1] if len(batch) > 1 else 1, NH, DHQK, v.shape[-1]
 
 
-def _mlstm_options(scale: float | None, igate: str, normalize: bool, eps: float, DHQK: int) -> MLSTMOptions:
+def _mlstm_numeric(scale: float | None, igate: str, normalize: bool, eps: float, DHQK: int) -> tuple[float, str, bool, float]:
+    """The first fields of MLSTMOptions, checked."""
     checks.choice("igate", igate, ("exp", "sigmoid"))
     if not normalize and igate == "exp":
         raise ValueError("normalize: got False with igate 'exp', expected True (only igate 'sigmoid' may go without)")
     if not eps >= 0:
         raise ValueError(f"eps: got {eps!r}, expected a number of at least 0")
-    return MLSTMOptions(DHQK**-0.5 if scale is None else float(scale), igate, bool(normalize), float(eps))
+    return DHQK**-0.5 if scale is None else float(scale), igate, bool(normalize), float(eps)
 
 
-def _numeric(options: MLSTMOptions) -> dict[str, Any]:
+def _by_name(options: MLSTMOptions) -> dict[str, Any]:
     """The options that are arguments of the definition."""
     return dict(zip(options._fields[:4], options))
 

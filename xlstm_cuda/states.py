@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class MLSTMState(NamedTuple):
@@ -28,3 +30,10 @@ class SLSTMState(NamedTuple):
     c: Tensor
     n: Tensor
     m: Tensor
+
+
+# A named tuple is a pytree as it is; a saved program also wants the name under which it is written down, and its example inputs
+# are read with weights_only.
+for _state in (MLSTMState, SLSTMState):
+    _pytree._register_namedtuple(_state, serialized_type_name=f"xlstm_cuda.{_state.__name__}")
+torch.serialization.add_safe_globals([MLSTMState, SLSTMState])

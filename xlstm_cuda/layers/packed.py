@@ -32,8 +32,8 @@ def sequence_order(packed: PackedSequence) -> SequenceOrder:
     """O(T) work and memory, however different the lengths; index arithmetic on the data's device, without a synchronisation."""
     sizes, device = packed.batch_sizes, packed.data.device
     N, T = (int(sizes[0]) if len(sizes) else 0), int(sizes.sum())
-    step = torch.arange(len(sizes)).repeat_interleave(sizes)  # of each packed step
-    rank = torch.arange(T) - (sizes.cumsum(0) - sizes)[step]  # its sequence, longest first
+    step = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)  # of each packed step
+    rank = torch.arange(T, device=sizes.device) - (sizes.cumsum(0) - sizes)[step]  # its sequence, longest first
     lengths = torch.bincount(rank, minlength=N)
     step, row, lengths = step.to(device), rank.to(device), lengths.to(device)
     if packed.sorted_indices is not None:

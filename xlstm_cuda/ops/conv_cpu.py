@@ -28,9 +28,7 @@ def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[
     """
     B, D = x.shape
     K = weight.shape[-1]
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    held = None if held is None else held.contiguous()
-    window, y = x.new_empty((B, K, D)), torch.empty_like(x)
+    window, y = x.new_empty((B, K, D)), x.new_empty((B, D))
     call = CPUCall()
     _STEP[x.dtype](
         B=B, D=D, K=K, held_steps=K if held is None else held.shape[1],

@@ -71,6 +71,12 @@ class Call:
         ready = self.rows(x, dtype)
         return _view(ready.data_ptr(), ready.stride()[:-1])
 
+    def gate_views(self, x: Tensor, dtype: torch.dtype) -> tuple[View, int]:
+        """Of an operand (B, S, 4, NH, DH): the view of its first gate, and the elements from gate to gate."""
+        ready = self.rows(x, dtype)
+        batch, step, gate, head, _ = ready.stride()
+        return (ready.data_ptr(), batch, step, head), gate
+
     def elements(self, x: Tensor | None, dtype: torch.dtype) -> View:
         """Of an operand (B, S, NH), or (B, NH) without steps, whose elements are read one by one, in any strides."""
         if x is None:
@@ -80,11 +86,16 @@ class Call:
 
     def result(self, x: Tensor | None) -> int:
         """Of contiguous memory that the launch fills; 0 for None."""
-        return 0 if x is None else self._writable(x).data_ptr()
+        if x is None:
+            return 0
+        address = x.data_ptr()
+        if self._here(x) and x.is_contiguous() and address % self.alignment == 0:
+            return address
+        raise RuntimeError(f"xlstm_cuda: got a result with strides {x.stride()} on {x.device}, expected contiguous memory")
 
     def result_view(self, x: Tensor) -> View:
         """`result` as a view."""
-        return _view(self._writable(x).data_ptr(), x.stride()[:-1])
+        return _view(self.result(x), x.stride()[:-1])
 
     def _here(self, x: Tensor) -> bool:
         return x.is_cpu if self._on_cpu else x.device == self.device
@@ -93,11 +104,6 @@ class Call:
         if x.dtype is not dtype or not self._here(x):
             raise RuntimeError(f"xlstm_cuda: got a tensor of {x.dtype} on {x.device}, expected {dtype} on {self.device}")
         return x.resolve_neg() if x.is_neg() else x
-
-    def _writable(self, x: Tensor) -> Tensor:
-        if not self._here(x) or not x.is_contiguous() or x.data_ptr() % self.alignment:
-            raise RuntimeError(f"xlstm_cuda: got a result with strides {x.stride()} on {x.device}, expected contiguous memory")
-        return x
 
     def _kept(self, ready: Tensor, x: Tensor) -> Tensor:
         if ready is not x:
@@ -112,13 +118,22 @@ def _view(address: int, strides: tuple[int, ...]) -> View:
 
 
 class CPUCall(Call):
-    """One call of the CPU backend, whose loads need no alignment."""
+    """One call of the CPU backend, whose loads need no alignment. Decoding makes several per token, so this is lean."""
+
+    device, alignment, _on_cpu = torch.device("cpu"), 1, True
 
     def __init__(self) -> None:
-        super().__init__(_CPU, 1)
+        self._copies = []
 
+    def address(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
+        if x is None:
+            return 0
+        if x.dtype is dtype and x.is_contiguous() and x.is_cpu and not x.is_neg():
+            return x.data_ptr()
+        return super().address(x, dtype)
 
-_CPU = torch.device("cpu")
+    def result(self, x: Tensor | None) -> int:
+        return x.data_ptr() if x is not None and x.is_cpu and x.is_contiguous() else super().result(x)
 
 
 class KernelCall(Call):

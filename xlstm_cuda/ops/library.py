@@ -77,16 +77,21 @@ class Op:
                 with torch._C._AutoDispatchBelowAutograd():
                     return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
-            return call(below, *args) if differentiated(*args) else below(*args)
+            tensors = (x for x in args if isinstance(x, Tensor))
+            return call(below, *args) if differentiated(*tensors) else below(*args)
 
         LIBRARY.impl(self.name, autograd, "Autograd", with_keyset=True)
 
 
-def differentiated(*args: Any) -> bool:
-    """Whether a call with these arguments has to be known to autograd, of either mode."""
+def differentiated(*operands: Tensor | None) -> bool:
+    """Whether a call with these operands has to be known to autograd, of either mode."""
     if forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    if torch.is_grad_enabled():
+        for x in operands:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def must_dispatch(x: Tensor) -> bool:
@@ -97,6 +102,18 @@ def must_dispatch(x: Tensor) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
+
+
+def refuse_torch_func(cell: str) -> None:
+    """RuntimeError inside a transform of torch.func other than functionalize, which autograd.Function knows nothing of."""
+    if torch.compiler.is_compiling():
+        return
+    innermost = torch._C._functorch.peek_interpreter_stack()
+    if innermost is not None and innermost.key() != torch._C._functorch.TransformType.Functionalize:
+        raise RuntimeError(
+            f"xlstm_cuda: {cell}: transforms of torch.func (grad, vmap, forward mode AD) are not supported by the kernels; use"
+            " backend='reference', or torch.autograd.grad"
+        )
 
 
 def refuse_forward_mode(cell: str) -> Any:
@@ -131,7 +148,7 @@ def differentiable_once(cell: str, gradients: Sequence[Tensor]) -> Sequence[Tens
     if not torch.is_grad_enabled():
         return gradients
     anchor = torch.empty(0, device=gradients[0].device, requires_grad=True)
-    marked: Sequence[Tensor] = _Once.apply(cell, anchor, *gradients)
+    marked: Sequence[Tensor] = _Once.apply(cell, anchor, *gradients)  # type: ignore[no-untyped-call]
     return marked
 
 

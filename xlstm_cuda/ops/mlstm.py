@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
 from .chunkwise.states import State, state_dtype, state_shapes
-from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, returned
+from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
 from .signatures import (
     MLSTMGradients,
     MLSTMIncoming,
@@ -104,15 +104,17 @@ STEP.differentiate(lambda run, *args: _one_step_of_a_sequence(*STEP.split(args))
 def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
     args = (*operands, *options)
+    refuse_torch_func("mlstm")
     if must_dispatch(operands.q) or not differentiated(*operands):
         h, C, n, m, _ = FORWARD(operands.q, *args)
     else:
-        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, *args)
+        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, *args)  # type: ignore[no-untyped-call]
     return h, (C, n, m)
 
 
 def mlstm_step(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
+    refuse_torch_func("mlstm_step")
     if options.backend in KERNEL_BACKENDS:
         h, C, n, m = STEP.overload(*token, *options) if must_dispatch(token.q) else mlstm_step_kernel.step(token, options)
         return h, (C, n, m)
@@ -130,4 +132,5 @@ def _one_step_of_a_sequence(token: MLSTMToken, options: MLSTMOptions) -> tuple[T
 
 
 def _given(C0: Tensor | None, n0: Tensor | None, m0: Tensor | None) -> State | None:
-    return None if C0 is None or n0 is None or m0 is None else (C0, n0, m0)
+    """Contiguous, because the order of PyTorch's sums follows the strides."""
+    return None if C0 is None or n0 is None or m0 is None else (C0.contiguous(), n0.contiguous(), m0.contiguous())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import slstm_cpu, slstm_kernels
-from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, returned
+from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
 from .signatures import (
     SLSTMBackwardOptions,
     SLSTMGradients,
@@ -152,19 +152,21 @@ def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int 
     """Validated operands of `functional.slstm`; returns h and the final h, c, n, m (m without gradient)."""
     args = (*operands, *options)
     x = operands.x
+    refuse_torch_func("slstm")
     if not differentiated(*operands):
         h, *last, _, _ = FORWARD(x, *args)
     elif checkpoint_every is not None and checkpoint_every < x.shape[1]:
-        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)
+        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)  # type: ignore[no-untyped-call]
     elif must_dispatch(x):
         h, *last, _, _ = FORWARD.overload(*args)
     else:
-        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, *args)
+        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, *args)  # type: ignore[no-untyped-call]
     return h, tuple(last)
 
 
 def slstm_step(operands: SLSTMOperands, options: SLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step` with an S axis of 1, without gradients; returns h and the new h, c, n, m."""
+    refuse_torch_func("slstm_step")
     if must_dispatch(operands.x):
         h, *last, _, _ = FORWARD.overload(*operands, *options)
     else:

@@ -55,14 +55,18 @@ def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = 
     dtype = state_dtype(x.dtype)
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     call = CPUCall()
-    X, R, b = call.rows(_as(x, dtype), dtype), _as(R, dtype), None if b is None else _as(b, dtype)
+    wide, R, b = _as(x, dtype), _as(R, dtype), None if b is None else _as(b, dtype)
+    view, x_gate_stride = call.gate_views(wide, dtype)
     h = call.empty(B, S, NH, DH, dtype=dtype)
     last = h.new_empty((4, N, NH, DH)).unbind(0) if single_step else [h.new_empty((N, NH, DH)) for _ in range(4)]
     h_last, c_last, n_last, m_last = last
-    gates, cells = map(h.new_empty, saved_shapes(B, S, NH, DH) if options.save else ((0,), (0,)))
+    if single_step:
+        gates = cells = h.new_empty(0)
+    else:
+        gates, cells = map(h.new_empty, saved_shapes(B, S, NH, DH) if options.save else ((0,), (0,)))
     _FORWARD[dtype](
         shape=_shape(call, N, S, NH, DH, reset, cu_seqlens, options.forget_gate),
-        x=call.view(X[:, :, 0], dtype), x_gate_stride=X.stride(2), R=call.address(R, dtype), b=call.address(b, dtype),
+        x=view, x_gate_stride=x_gate_stride, R=call.address(R, dtype), b=call.address(b, dtype),
         h0=call.address(h0, dtype), c0=call.address(c0, dtype), n0=call.address(n0, dtype), m0=call.address(m0, dtype),
         h=call.result(h), h_last=call.result(h_last), c_last=call.result(c_last), n_last=call.result(n_last),
         m_last=call.result(m_last), saved_gates=call.result(gates), saved_cells=call.result(cells),

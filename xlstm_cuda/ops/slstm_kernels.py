@@ -47,7 +47,8 @@ def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = 
     """
     x, R, b, *start, reset, cu_seqlens = operands
     call = _Pass(x, (x.shape[0], x.shape[1], *x.shape[3:]), reset, cu_seqlens, options)
-    X, bias = call.rows(padded(x, call.DH), x.dtype), None if b is None else b.float()
+    wide, bias = padded(x, call.DH), None if b is None else b.float()
+    view, x_gate_stride = call.gate_views(wide, x.dtype)
     h = call.empty(call.B, call.S, call.NH, call.DH, dtype=x.dtype)
     last = [call.empty(call.N, call.NH, call.DH) for _ in range(4)]
     tails, cells = (
@@ -57,7 +58,7 @@ def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = 
     with call.on_device():
         kernel = "step" if single_step else call.kernel()
         call.launch(
-            "slstm_forward", **call.common(kernel, backward=False), x=call.view(X[:, :, 0], x.dtype), x_gate_stride=X.stride(2),
+            "slstm_forward", **call.common(kernel, backward=False), x=view, x_gate_stride=x_gate_stride,
             R=call.weight(R), b=call.state(bias),
             **call.states(("h0", "c0", "n0", "m0"), start), h=call.result(h),
             **call.results(("h_last", "c_last", "n_last", "m_last"), last),

@@ -61,7 +61,7 @@ def buckets(cu_seqlens: Tensor | None, S: int) -> Iterator[Bucket]:
         while end < len(ordered) and ordered[end] <= 2 * ordered[first]:
             end += 1
         rows = by_length[first:end]
-        steps = torch.arange(ordered[end - 1])
+        steps = torch.arange(ordered[end - 1], device=lengths.device)
         real = steps < lengths[rows].unsqueeze(-1)
         yield Bucket(rows, (starts[rows].unsqueeze(-1) + steps).clamp(max=max(S - 1, 0)), real)
         first = end

@@ -53,7 +53,7 @@ def scan_gates(i: Tensor, f: Tensor, m0: Tensor, igate: str) -> Gates:
 def visible(segment: Tensor) -> Tensor:
     """(..., t, j): step j is seen from step t, that is j <= t and no reset between them."""
     L = segment.shape[-1]
-    return torch.ones(L, L, dtype=torch.bool).tril() & (segment.unsqueeze(-1) == segment.unsqueeze(-2))
+    return torch.ones(L, L, dtype=torch.bool, device=segment.device).tril() & (segment.unsqueeze(-1) == segment.unsqueeze(-2))
 
 
 def weights(gates: Gates, group: slice) -> Tensor:

@@ -16,21 +16,21 @@ _STEP = {torch.float32: _C.mlstm_step_cpu_float32, torch.float64: _C.mlstm_step_
 def step(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, options: Options) -> tuple[Tensor, State]:
     """M1-M3 for one token; q, k (B, NH, DHQK), v (B, NH, DHHV), i, f (B, NH). Returns h and new C, n, m."""
     dtype = state[0].dtype
-    operands = [x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous() for x in (q, k, v, i, f, *state)]
-    results = [torch.empty_like(x) for x in (operands[2], *operands[5:])]
-    B, NH, DHQK = q.shape
+    C, n, m = state
+    given = v.dtype
+    if q.dtype is not dtype:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if i.dtype is not dtype or f.dtype is not dtype:
+        i, f = i.to(dtype), f.to(dtype)
+    h, C_last, n_last, m_last = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (v, C, n, m))
     call = CPUCall()
+    address, result = call.address, call.result
     _STEP[dtype](
-        rows=B * NH,
-        DHQK=DHQK,
-        DHHV=v.shape[-1],
-        **{name: call.address(x, dtype) for name, x in zip(("q", "k", "v", "i", "f", "C", "n", "m"), operands)},
-        **{name: call.result(x) for name, x in zip(("h", "C_last", "n_last", "m_last"), results)},
-        scale=options.scale,
-        eps=options.eps,
-        sigmoid_igate=options.igate == "sigmoid",
-        normalize=options.normalize,
+        rows=i.numel(), DHQK=q.shape[-1], DHHV=v.shape[-1],
+        q=address(q, dtype), k=address(k, dtype), v=address(v, dtype), i=address(i, dtype), f=address(f, dtype),
+        C=address(C, dtype), n=address(n, dtype), m=address(m, dtype),
+        h=result(h), C_last=result(C_last), n_last=result(n_last), m_last=result(m_last),
+        scale=options.scale, eps=options.eps, sigmoid_igate=options.igate == "sigmoid", normalize=options.normalize,
         threads=torch.get_num_threads(),
-    )
-    h, C, n, m = results
-    return h if v.dtype == dtype else h.to(v.dtype), (C, n, m)
+    )  # fmt: skip
+    return h if given is dtype else h.to(given), (C_last, n_last, m_last)
