@@ -28,7 +28,9 @@ class LayerNorm(nn.Module):
     def _weight(self, x: Tensor) -> Tensor | None:
         """The weight; under autocast never in another half precision than x, which layer_norm does not take."""
         weight = self.weight
-        if weight is None or weight.dtype in (x.dtype, torch.float32) or not torch.is_autocast_enabled(x.device.type):
+        if weight is None or weight.dtype == x.dtype:
+            return weight
+        if weight.dtype == torch.float32 or not torch.is_autocast_enabled(x.device.type):
             return weight
         return weight.to(x.dtype)
 
