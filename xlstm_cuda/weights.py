@@ -11,6 +11,7 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 
+_HALF = (torch.bfloat16, torch.float16)
 _PLAIN = (nn.Parameter, Tensor, type(None))
 
 
@@ -44,7 +45,7 @@ def under_autocast(operand: Tensor) -> Tensor:
 
     Autocast casts for matmuls alone. torch.cat and the recurrences raise for the one half precision beside the other.
     """
-    if operand.dtype not in (torch.bfloat16, torch.float16):
+    if operand.dtype not in _HALF:
         return operand
     device = operand.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):

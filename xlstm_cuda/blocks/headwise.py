@@ -64,8 +64,9 @@ class LinearHeadwise(nn.Module):
 
 def joint(x: Tensor, *maps: LinearHeadwise) -> Tensor:
     """Several maps without bias on the same x (..., D), one matmul: (NH, ..., len(maps), DH) for NH slices of DH features."""
-    if not all([is_plain(one, LinearHeadwise) for one in maps]):
-        return torch.stack([one(x).unflatten(-1, (-1, maps[0].width)) for one in maps], -2).movedim(-3, 0)
+    for one in maps:
+        if not is_plain(one, LinearHeadwise):
+            return torch.stack([each(x).unflatten(-1, (-1, maps[0].width)) for each in maps], -2).movedim(-3, 0)
     NH, DH = maps[0].num_heads, maps[0].width
     weight = torch.cat([under_autocast(one.weight) for one in maps], 1).transpose(1, 2)
     heads = x.reshape(-1, NH, DH).transpose(0, 1)

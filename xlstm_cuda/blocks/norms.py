@@ -22,15 +22,10 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._weight(x)
+        weight: Tensor | None = self.weight
+        if weight is not None and weight.dtype != x.dtype:
+            weight = _beside(x, weight)
         return torch.layer_norm(x, (self.dim,), None if weight is None else 1.0 + weight, None, self.eps)
-
-    def _weight(self, x: Tensor) -> Tensor | None:
-        """The weight; under autocast never in another half precision than x, which layer_norm does not take."""
-        weight = self.weight
-        if weight is None or weight.dtype in (x.dtype, torch.float32) or not torch.is_autocast_enabled(x.device.type):
-            return weight
-        return weight.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, weight={self.weight is not None}, eps={self.eps}"
@@ -40,5 +35,15 @@ class MultiHeadLayerNorm(LayerNorm):
     """Layer norm of each head on its own, scale 1 + weight. Input (..., NH, DH), output (..., NH*DH)."""
 
     def forward(self, h: Tensor) -> Tensor:
-        weight, normed = self._weight(h), torch.layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
+        normed = torch.layer_norm(h, h.shape[-1:], None, None, self.eps).flatten(-2)
+        weight: Tensor | None = self.weight
+        if weight is not None and weight.dtype != h.dtype:
+            weight = _beside(h, weight)
         return normed if weight is None else torch.addcmul(normed, normed, weight)
+
+
+def _beside(x: Tensor, weight: Tensor) -> Tensor:
+    """The weight; under autocast never in another half precision than x, which layer_norm does not take."""
+    if weight.dtype == torch.float32 or not torch.is_autocast_enabled(x.device.type):
+        return weight
+    return weight.to(x.dtype)

@@ -189,7 +189,7 @@ class sLSTMCell(nn.Module):
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step."""
-        before = None if state is None else _by_head(state, x, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
+        before = None if state is None else _by_head(state, x, x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1)
         h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, cu_seqlens=cu_seqlens, backend=backend)
         return h, torch.stack(tuple(last)).flatten(2)
 
@@ -197,7 +197,7 @@ class sLSTMCell(nn.Module):
         self, x: Tensor, state: Tensor | Sequence[Tensor] | None = None, backend: str | None = None
     ) -> tuple[Tensor, Tensor]:
         """One token, x (B, 4, NH, DH): h (B, NH, DH) and the new state (4, B, D)."""
-        before = _fresh(x) if state is None else _by_head(state, x, len(x))
+        before = _fresh(x) if state is None else _by_head(state, x, x.shape[0])
         h, last = functional.slstm_step(x, self.R, self.b, before, backend=backend)
         return h, torch.stack(tuple(last)).flatten(2)
 
