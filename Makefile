@@ -2,7 +2,7 @@
 PYTHON ?= python
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help test test-deep wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
+.PHONY: help test test-deep test-ptx wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
 
 help:  ## this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -10,12 +10,22 @@ help:  ## this list
 test:  ## the default tests (10 minutes on 2 cores)
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
+PTX_TESTS := test_simt_primitives test_simt_tile test_mlstm_step_kernel test_mlstm_kernels test_slstm_step_kernel \
+	test_slstm_kernel_ops test_slstm_kernels test_slstm_split_kernels
+PTX_TESTS := $(PTX_TESTS:%=python_tests/%.py)
+test-ptx:  ## the kernels' tests on what nvcc made of them, interpreted (5 minutes on 2 cores); install with XLSTM_PTX=ON first
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --ptx=90a $(PTX_TESTS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --ptx=80 $(PTX_TESTS)
+
 test-deep:  ## the wide grid, races, address checks, planted bugs; install with XLSTM_SIMT=ON XLSTM_SIMT_ASAN=ON first
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m deep
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 	$(PYTHON) python_tests/slstm_mutants.py
 	$(PYTHON) python_tests/slstm_split_mutants.py
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --ptx=90a -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
+	XLSTM_PTX_RACES=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile --ptx=90a $(PTX_TESTS)
+	$(PYTHON) python_tests/ptx_mutants.py
 
 wheel:  ## the release wheel into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one architecture
 	$(PYTHON) -u .ci/release_wheel.py
