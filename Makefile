@@ -10,7 +10,7 @@ INSTALL ?= $(PYTHON) .ci/install.py
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help demo test test-deep wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
+.PHONY: help demo test test-deep test-ptx wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
 
 help:  ## this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,13 +23,25 @@ test:  ## installs with everything that tests need, then the default tests; ARGS
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) test)
 	$(PYTEST) $(ARGS)
 
-test-deep:  ## the wide grid, races, address checks, planted bugs
+PTX_TESTS := test_simt_primitives test_simt_tile test_mlstm_step_kernel test_mlstm_kernels test_slstm_step_kernel \
+	test_slstm_kernel_ops test_slstm_kernels test_slstm_split_kernels
+PTX_TESTS := $(PTX_TESTS:%=python_tests/%.py)
+test-ptx:  ## the kernels' tests on what nvcc made of them, interpreted (5 minutes on 2 cores); needs nvcc
+	@$(if $(filter no,$(INSTALL)),,$(INSTALL) test)
+	$(PYTEST) -q --ptx=90a $(PTX_TESTS)
+	$(PYTEST) -q --ptx=80 $(PTX_TESTS)
+
+test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) deep)
 	$(PYTEST) -m deep
+	$(PYTHON) python_tests/attack --cases 10000 --seed 1
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
 	$(PYTHON) python_tests/slstm_mutants.py
 	$(PYTHON) python_tests/slstm_split_mutants.py
+	$(PYTEST) -q --ptx=90a -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
+	XLSTM_PTX_RACES=1 $(PYTEST) -q --ptx=90a $(PTX_TESTS)
+	$(PYTHON) python_tests/ptx_mutants.py
 
 wheel:  ## the release wheel for Linux into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one GPU
 	$(PYTHON) -u .ci/release_wheel.py $(ARGS)

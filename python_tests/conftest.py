@@ -62,21 +62,37 @@ def played_device():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--ptx", metavar="80|90a|100f|120f", help='backend "simt" runs nvcc\'s PTX of this architecture (docs/ptx.md)')
+    parser.addoption(
+        "--ptx", metavar="80|90a|100f|120f", help='backend "simt" runs nvcc\'s PTX of this architecture (docs/ptx.md)'
+    )
 
 
 def pytest_configure(config):
+    config.without_ptx = ""  # why the option cannot be followed here
     if target := config.getoption("--ptx"):
         import ptx_backend
 
         if target not in ptx_backend.TARGETS:
             raise pytest.UsageError(f"--ptx: got {target!r}, expected one of {', '.join(ptx_backend.TARGETS)}")
-        ptx_backend.play(target)
+        try:
+            ptx_backend.play(target)
+        except ImportError as error:
+            config.without_ptx = str(error)
 
 
 def pytest_report_header(config):
     if target := config.getoption("--ptx"):
-        return f'backend "simt" of this run: nvcc\'s PTX for sm_{target}, interpreted'
+        return config.without_ptx or f'backend "simt" of this run: nvcc\'s PTX for sm_{target}, interpreted'
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--ptx"):
+        return
+    import ptx_backend
+
+    for item in items:
+        if reason := config.without_ptx or ptx_backend.NOT_MODELLED.get(item.originalname):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,19 @@ ROOT = Path(__file__).parent.parent
 Bug = tuple[str, str, str]  #: file, text that occurs once in it, what replaces the text
 
 
-def plant(description: str | None, bugs: Mapping[str, Bug], tests: Sequence[str], module: str = "_simt") -> int:
+def plant(
+    description: str | None,
+    bugs: Mapping[str, Bug],
+    tests: Sequence[str],
+    module: str = "_simt",
+    switches: Sequence[str] = (),
+    unseen: Sequence[str] = (),
+) -> int:
     """Plants every bug (or those of ``--only TEXT``), rebuilds ``module`` where C++ changed, runs the tests; 1 if one is missed.
 
-    Python and the CUDA headers are those that build XLSTM_SIMT=ON. ``tests`` are pytest's arguments, enough to see each bug: all
-    tests would take minutes per bug.
+    Python and the CUDA headers are those that build XLSTM_SIMT=ON; ``switches`` are more of CMake's. ``tests`` are pytest's
+    arguments, enough to see each bug: all tests would take minutes per bug. ``unseen``: tests on the host executor, which is
+    rebuilt too, and which must stay green: the bug is one that only ``module`` can show.
     """
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--only", default="", help="bugs whose name contains this")
@@ -33,7 +41,7 @@ def plant(description: str | None, bugs: Mapping[str, Bug], tests: Sequence[str]
         assert count == 1, f"{name}: the text to replace occurs {count} times in {file}"
     missed = []
     with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder), module)
+        copy = Copy(Path(folder), module, switches)
         if copy.tests_fail(tests):
             print("the tests fail without any bug")
             return 1
@@ -45,6 +53,10 @@ def plant(description: str | None, bugs: Mapping[str, Bug], tests: Sequence[str]
             if stale or of_module:
                 copy.compile()
             caught, stale = copy.tests_fail(tests), of_module
+            if unseen:
+                copy.compile("_simt")
+                if copy.tests_fail(unseen):
+                    print(f"{name:60} seen by the host executor too")
             path.write_text(source)
             print(f"{name:60} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
             missed += [] if caught else [name]
@@ -54,7 +66,7 @@ def plant(description: str | None, bugs: Mapping[str, Bug], tests: Sequence[str]
 class Copy:
     """A checkout to break."""
 
-    def __init__(self, folder: Path, module: str) -> None:
+    def __init__(self, folder: Path, module: str, switches: Sequence[str] = ()) -> None:
         self.root, self.build, self.module = folder / "checkout", folder / "build", module
         shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns("build", ".git", ".venv", "*.so"))
         pybind = subprocess.run(
@@ -62,7 +74,7 @@ class Copy:
         ).stdout.strip()
         self.run(
             "cmake", "-S", ".", "-B", str(self.build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-            "-DXLSTM_CUDA=OFF", "-DXLSTM_SIMT=ON",
+            "-DXLSTM_CUDA=OFF", "-DXLSTM_SIMT=ON", *switches,
             f"-Dpybind11_DIR={pybind}", f"-DPython_EXECUTABLE={sys.executable}",
         )  # fmt: skip
         self.compile("_simt", "_C")

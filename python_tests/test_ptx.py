@@ -136,7 +136,11 @@ FAULTS = {
         {"block": 64, "words": 64},
         "deadlock: .* waits at barrier 1",
     ),
-    "spin for ever": ("L: ld.acquire.gpu.global.u32 %r2, [%rd1]; setp.eq.u32 %p1, %r2, 0; @%p1 bra L;", {}, "deadlock: .* spins at"),
+    "spin for ever": (
+        "L: ld.acquire.gpu.global.u32 %r2, [%rd1]; setp.eq.u32 %p1, %r2, 0; @%p1 bra L;",
+        {},
+        "deadlock: .* spins at",
+    ),
     "race": (
         "mov.u32 %r3, s; st.shared.u32 [%r3], %r1;",
         {"head": ".shared .align 4 .b8 s[4];", "block": 64, "words": 64, "races": True},
@@ -292,9 +296,6 @@ def test_loop_that_nvcc_drops_is_found(ptx, nvcc, tmp_path):
         pytest.skip("this nvcc keeps the loop after an unbraced, discarded statement")
 
 
-LDMATRIX = """asm{volatile}("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%0,%1,%2,%3}}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row)){clobber});"""
 WRAPPERS = {
     "a wrong order of operands in an asm string": (
         "matrix.cuh",
@@ -305,11 +306,6 @@ WRAPPERS = {
         "kernel.cuh",
         "return __shfl_sync(kAllLanes, threadIdx.x / 32, 0);",
         "return __shfl_sync(kAllLanes, threadIdx.x / 16, 0);",
-    ),
-    "no volatile and no clobber": (
-        "matrix.cuh",
-        LDMATRIX.format(volatile=" volatile", clobber='\n               : "memory"'),
-        LDMATRIX.format(volatile="", clobber=""),
     ),
 }  #: file of csrc/device, what is there, what is planted
 WRAPPERS_KERNEL = """
