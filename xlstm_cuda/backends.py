@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +35,55 @@ def backends() -> dict[str, Backend]:
 
 
 def _cuda() -> Backend:
-    if not native._C.cuda_architectures:
-        return Backend("cuda", False, "this build has no CUDA kernels; reinstall with XLSTM_CUDA=ON where nvcc is")
-    if not torch.cuda.is_available():
-        build = "a CPU-only build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        return Backend("cuda", False, f"PyTorch sees no CUDA device (torch {torch.__version__}, {build})")
-    major, minor = torch.cuda.get_device_capability()
-    device = f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
+    if problem := _without_kernels() or _without_devices():
+        return Backend("cuda", False, problem)
+    index = torch.cuda.current_device()
+    if problem := cuda_problem(index):
+        return Backend("cuda", False, problem)
+    return Backend("cuda", True, f"{_device_name(index)}; kernels for {native._C.cuda_architectures}")
+
+
+def _without_kernels() -> str:
+    if native._C.cuda_architectures:
+        return ""
+    return "this build has no CUDA kernels; reinstall with XLSTM_CUDA=ON where nvcc is"
+
+
+def _without_devices() -> str:
+    if torch.cuda.is_available():
+        return ""
+    build = "a CPU-only build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+    return f"PyTorch sees no CUDA device (torch {torch.__version__}, {build})"
+
+
+def _device_name(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}"
+
+
+@functools.cache
+def cuda_problem(index: int) -> str:
+    """Why the kernels cannot run on this CUDA device, and what helps; "" where they can. Asked once per device."""
+    if problem := _without_kernels():
+        return problem
+    device, (major, minor) = _device_name(index), torch.cuda.get_device_capability(index)
     if major < 8:
-        return Backend("cuda", False, f"{device}: the kernels need sm_80 or newer")
-    return Backend("cuda", True, f"{device}; kernels for {native._C.cuda_architectures}")
+        return f"{device}: the kernels need sm_80 or newer"
+    error, words = native._C.cuda_problem(index)
+    if not error:
+        return ""
+    cuda = f"{native._C.cuda_version // 1000}.{native._C.cuda_version % 1000 // 10}"
+    if error == "cudaErrorInsufficientDriver":
+        return (
+            f"the NVIDIA driver is too old for the CUDA {cuda} that this build was made with ({words}); update the driver, or"
+            " reinstall where an older nvcc is"
+        )
+    if error in ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion"):
+        return (
+            f"{device}: this build has no code for it, only for {native._C.cuda_architectures} ({words}); reinstall from source"
+            f" with CUDAARCHS={major}{minor} XLSTM_CUDA=ON"
+        )
+    return f"{device}: {error}: {words}"
 
 
 def _simt() -> Backend:
@@ -61,10 +101,10 @@ def resolve(backend: str | None, device: torch.device) -> str:
 
     Raises:
         ValueError: no backend has this name, or it does not take tensors of this device.
-        RuntimeError: the backend is not usable on this machine (with the reason).
+        RuntimeError: the backend is not usable on this machine, or not on this device (with the reason and what helps).
     """
     if backend is None:
-        return {"cuda": "cuda", "cpu": "cpu"}.get(device.type, "reference")
+        backend = {"cuda": "cuda", "cpu": "cpu"}.get(device.type, "reference")
     if backend not in NAMES:
         raise ValueError(f"backend: got {backend!r}, expected None or one of {', '.join(map(repr, NAMES))}")
     if backend in ("cpu", "simt") and device.type not in ("cpu", "meta"):
@@ -73,6 +113,9 @@ def resolve(backend: str | None, device: torch.device) -> str:
         if found := _cuda():
             raise ValueError(f"backend 'cuda' takes CUDA tensors, got tensors on {device}")
         raise RuntimeError(f"backend 'cuda' is not usable here: {found.reason}")
+    if backend == "cuda" and device.type == "cuda" and not torch.compiler.is_compiling():
+        if problem := cuda_problem(device.index or 0):
+            raise RuntimeError(f"backend 'cuda' is not usable here: {problem} (backend='reference' takes CUDA tensors anywhere)")
     if backend == "simt" and not torch.compiler.is_compiling() and not (found := _simt()):  # a compiler cannot trace an import
         raise RuntimeError(f"backend 'simt' is not usable here: {found.reason}")
     return backend

@@ -9,6 +9,7 @@
 #include "device/launch.cuh"
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
+#include "mlstm/any_kernel.h"
 #include "mlstm/params.h"
 
 namespace xlstm::mlstm {
@@ -96,5 +97,7 @@ void state_dots(const StateDotParams& params, Stream stream) {
   config.device = stream.device;
   device::launch(config, "mlstm_state_dots", state_dots_kernel, params);
 }
+
+const void* any_kernel() { return reinterpret_cast<const void*>(state_dots_kernel); }
 
 }  // namespace xlstm::mlstm

@@ -1,6 +1,6 @@
 // reader.h - how a launcher's parameter struct is filled from Python, and how a launcher becomes a Python function.
 //
-// A struct P says once what its fields are called: template <class R> void read(R& r, P& p) { r("eps", p.eps)...; }. `bind` makes
+// A struct P says once what its fields are called: template <class R> void read(R& r, P& p) { r("L", p.L)...; }. `bind` makes
 // of a launcher void launch(const P&, Stream) the function name(**fields, stream=(handle, device)). Every field must be given and
 // none that the struct has not: a module of other sources than the Python files is found at the first call, by name.
 #pragma once
