@@ -8,10 +8,10 @@
 
 #include "abi.h"
 #include "build_config.h"
+#include "cpu/bind_mlstm.h"
 #include "cpu/conv.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
-#include "cpu/mlstm_gates.h"
 #include "cpu/mlstm_step.h"
 #include "cpu/slstm.h"
 #include "cpu/slstm_kernels.h"
@@ -129,34 +129,8 @@ void mlstm_step_cpu(int64_t rows, int64_t DHQK, int64_t DHHV, const std::array<A
   xlstm::cpu::mlstm_step(p, threads);
 }
 
-// shape: chunks, rows, L; tensors: log_i, log_f, m0, then the results beta, rise, m, u, w, g, m_last, segment.
-template <typename Real>
-bool mlstm_gates_cpu(const std::array<int64_t, 3>& shape, const std::array<Address, 11>& tensors, bool sigmoid_igate,
-                     int threads) {
-  xlstm::cpu::MlstmGates<Real> p;
-  p.chunks = shape[0], p.rows = shape[1], p.L = shape[2], p.sigmoid_igate = sigmoid_igate;
-  p.log_i = at<const double>(tensors[0]), p.log_f = at<const double>(tensors[1]), p.m0 = at<const Real>(tensors[2]);
-  p.beta = at<double>(tensors[3]), p.rise = at<double>(tensors[4]), p.m = at<double>(tensors[5]);
-  p.u = at<Real>(tensors[6]), p.w = at<Real>(tensors[7]), p.g = at<Real>(tensors[8]), p.m_last = at<Real>(tensors[9]);
-  p.segment = at<int32_t>(tensors[10]);
-  return xlstm::cpu::mlstm_gates(p, threads);
-}
-
-template <typename Real>
-void mlstm_weights_cpu(int64_t matrices, int64_t L, Address beta, Address rise, Address segment, Address W, int threads) {
-  xlstm::cpu::MlstmWeights<Real> p;
-  p.matrices = matrices, p.L = L;
-  p.beta = at<const double>(beta), p.rise = at<const double>(rise), p.segment = at<const int32_t>(segment), p.W = at<Real>(W);
-  xlstm::cpu::mlstm_weights(p, threads);
-}
-
 template <typename Real>
 void bind_mlstm_cpu(py::module_& m, const std::string& type) {
-  m.def(("mlstm_gates_cpu_" + type).c_str(), &mlstm_gates_cpu<Real>, py::call_guard<py::gil_scoped_release>(), py::arg("shape"),
-        py::arg("tensors"), py::arg("sigmoid_igate"), py::arg("threads"));
-  m.def(("mlstm_weights_cpu_" + type).c_str(), &mlstm_weights_cpu<Real>, py::call_guard<py::gil_scoped_release>(),
-        py::arg("matrices"), py::arg("L"), py::arg("beta"), py::arg("rise"), py::arg("segment"), py::arg("W"),
-        py::arg("threads"));
   m.def(("mlstm_step_cpu_" + type).c_str(), &mlstm_step_cpu<Real>, py::call_guard<py::gil_scoped_release>(), py::arg("rows"),
         py::arg("DHQK"), py::arg("DHHV"), py::arg("tensors"), py::arg("scale"), py::arg("eps"), py::arg("sigmoid_igate"),
         py::arg("normalize"), py::arg("threads"));
@@ -240,6 +214,7 @@ void bind_cpu(py::module_& m) {
   bind_conv_cpu<double>(m, "float64");
   bind_mlstm_cpu<float>(m, "float32");
   bind_mlstm_cpu<double>(m, "float64");
+  xlstm::cpu::bind_mlstm(m);
 }
 
 }  // namespace
