@@ -297,3 +297,15 @@ def test_results_are_no_views(S, shape):
 def test_a_field_that_is_missing_or_unknown_is_named():
     with pytest.raises(TypeError, match="missing field B"):
         _C.mlstm_forward_cpu_float32(1)
+
+
+@pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
+@pytest.mark.parametrize("S", [0, 20, 64, 130])
+def test_a_state_that_nobody_asks_for_changes_no_bit(S, state):
+    tensors = mlstm_cases.inputs(Case(S=S, dtype=torch.float32, state=state))
+    given = tuple(tensors[5:]) or None
+    asked, _ = functional.mlstm(*tensors[:5], state=given, return_state=True, backend="cpu")
+    h = functional.mlstm(*tensors[:5], state=given, backend="cpu")
+    assert torch.equal(h, asked)
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), tensors) for x in (h, asked))):
+        assert torch.equal(a, b)

@@ -61,9 +61,9 @@ def mlstm(
         eps: added to the normaliser, in the units of the stabilised state.
         normalizer_grad: "exact", or "detached", which takes the normaliser for a constant as the official kernels do.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
-        chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64, or the length of a shorter
-            sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their own size, 64 or 32
-            by head dim: there a split at a multiple of 64 has.
+        chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64 (128 from head dim 192 on), or the
+            length of a shorter sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their
+            own size, 64 or 32 by head dim: there a split at a multiple of 64 has.
         backend: None (by device), "cuda", "cpu", "simt" or "reference".
 
     Returns:
@@ -101,7 +101,7 @@ def mlstm(
         h, last = mlstm_ops.mlstm(
             q, k, v, i, f, initial, cu_seqlens,
             scale=scale, igate=igate, normalize=normalize, eps=eps, exact=normalizer_grad == "exact",
-            chunk_size=chunk_size, backend=backend,
+            chunk_size=chunk_size, backend=backend, return_state=return_state,
         )  # fmt: skip
     return (h, MLSTMState(last[0], last[1], last[2].detach())) if return_state else h
 

@@ -36,7 +36,7 @@ struct MlstmInputs {
 template <typename Real>
 struct MlstmForward : MlstmInputs<Real> {
   View h;                                         // (B, S, NH, DHHV)
-  Real *C = nullptr, *n = nullptr, *m = nullptr;  // the state after the last step
+  Real *C = nullptr, *n = nullptr, *m = nullptr;  // the state after the last step, or null
   Real* dot = nullptr;                            // (B, S, NH) s q.n
 };
 

@@ -21,7 +21,7 @@ class Forward {
     PT_ = scratch_.take<Real>(head_.L * head_.room);
     wV_ = scratch_.take<Real>(head_.L * head_.DV);
     for (Real** vector : {&dot_, &r_, &active_}) *vector = scratch_.take<Real>(head_.room);
-    const bool in_place = head_.DK == p.DHQK && head_.DV == p.DHHV;
+    const bool in_place = p.C && head_.DK == p.DHQK && head_.DV == p.DHHV;
     last_ = in_place ? State<Real>{p.C + task * p.DHQK * p.DHHV, p.n + task * p.DHQK} : take_state(scratch_, head_);
   }
 
@@ -45,6 +45,7 @@ class Forward {
                   steps_, m, p_.sigmoid_igate);
       scores(first, state);
       outputs(first, state);
+      if (!p_.C && chunk + 1 == head_.chunks) break;  // nobody reads the state
       advance(head_, gates_, K_, V_, steps_, wV_, state, last_);
       state = last_;
       m = gates_.m_after;
@@ -99,13 +100,16 @@ class Forward {
   void finish(int64_t sound, State<Real> state, Real m) {
     constexpr Real nan = std::numeric_limits<Real>::quiet_NaN();
     const bool lost = sound < head_.steps;
+    if (lost) {
+      h_.fill(sound, head_.steps, nan);
+      Real* const dot = p_.dot + (head_.batch * p_.S + head_.first) * p_.NH + head_.head;
+      for (int64_t t = sound; t < head_.steps; ++t) dot[t * p_.NH] = nan;
+    }
+    if (!p_.C) return;
     if (!state) read_state<Real>(p_, head_, nullptr, nullptr, last_);
     if (lost) {
       std::fill(last_.C, last_.C + head_.DK * head_.DV, nan);
       std::fill(last_.n, last_.n + head_.DK, nan);
-      h_.fill(sound, head_.steps, nan);
-      Real* const dot = p_.dot + (head_.batch * p_.S + head_.first) * p_.NH + head_.head;
-      for (int64_t t = sound; t < head_.steps; ++t) dot[t * p_.NH] = nan;
     }
     if (last_.C != p_.C + head_.task * p_.DHQK * p_.DHHV) write_state(p_, head_, last_, p_.C, p_.n);
     p_.m[head_.task] = lost ? nan : m;

@@ -20,16 +20,21 @@ _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tenso
 _OPTIONS = "float scale, str igate, bool normalize, float eps, int? chunk_size, str backend"
 
 
-def _forward_impl(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
+def _forward_impl(
+    q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend, return_state=True
+):  # fmt: skip
     options = chunkwise.Options(scale, igate, normalize, eps, chunk_size)
     if backend in KERNEL_BACKENDS:
         return mlstm_kernels.forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, backend)
-    return chunkwise.forward(q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, options)
+    return chunkwise.forward(q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, options, return_state)
 
 
-def _forward_fake(q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend):
+def _forward_fake(
+    q, k, v, i, f, C0, n0, m0, cu_seqlens, scale, igate, normalize, eps, chunk_size, backend, return_state=True
+):  # fmt: skip
     dtype = state_dtype(q)
-    states = [q.new_empty(shape, dtype=dtype) for shape in state_shapes(q, v, cu_seqlens)]
+    shapes = state_shapes(q, v, cu_seqlens) if return_state or backend in KERNEL_BACKENDS else ((0,),) * 3
+    states = [q.new_empty(shape, dtype=dtype) for shape in shapes]
     dot = mlstm_kernels.empty_dot(i, dtype) if backend in KERNEL_BACKENDS else i.new_empty(i.shape, dtype=dtype)
     return v.new_empty(v.shape), *states, dot
 
@@ -51,12 +56,14 @@ def _backward_fake(
     scale, igate, normalize, eps, chunk_size, backend, exact,
 ):  # fmt: skip
     gradients = [x.new_empty(x.shape) for x in (q, k, v, i, f)]
-    return *gradients, *(q.new_empty(shape, dtype=state_dtype(q)) for shape in state_shapes(q, v, cu_seqlens))
+    needed = C0 is not None or backend in KERNEL_BACKENDS
+    shapes = state_shapes(q, v, cu_seqlens) if needed else ((0,),) * 3
+    return *gradients, *(q.new_empty(shape, dtype=state_dtype(q)) for shape in shapes)
 
 
 _forward = define(
     "mlstm_forward",
-    f"({_OPERANDS}, {_OPTIONS}) -> (Tensor h, Tensor C, Tensor n, Tensor m, Tensor dot)",
+    f"({_OPERANDS}, {_OPTIONS}, bool return_state=True) -> (Tensor h, Tensor C, Tensor n, Tensor m, Tensor dot)",
     _forward_impl,
     _forward_fake,
 )
@@ -91,8 +98,8 @@ _step = define(
 
 class _MLSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact):
-        h, C, n, m, dot = _forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, *options)
+    def forward(ctx: Any, q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact, return_state):
+        h, C, n, m, dot = _forward(q, k, v, i, f, C0, n0, m0, cu_seqlens, *options, return_state)
         ctx.save_for_backward(q, k, v, i, f, C0, n0, m0, cu_seqlens, h, dot, C, n)
         ctx.options, ctx.exact = options, exact
         ctx.set_materialize_grads(False)
@@ -106,7 +113,7 @@ class _MLSTM(torch.autograd.Function):
             gradients = _backward(dh, dC, dn, *saved, *ctx.options, ctx.exact)
         gradients = differentiable_once("mlstm", gradients, (dh, dC, dn, *saved))
         needed = ctx.needs_input_grad[:8]
-        return *(g if need else None for g, need in zip(gradients, needed)), None, None, None
+        return *(g if need else None for g, need in zip(gradients, needed)), None, None, None, None
 
 
 def mlstm(
@@ -125,11 +132,15 @@ def mlstm(
     exact: bool,
     chunk_size: int | None,
     backend: str,
+    return_state: bool = True,
 ) -> tuple[Tensor, State]:
-    """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
+    """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient).
+
+    Without ``return_state`` backend "cpu" computes no final state.
+    """
     C0, n0, m0 = state or (None, None, None)
     options = (scale, igate, normalize, eps, chunk_size, backend)
-    h, C, n, m = _MLSTM.apply(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact)
+    h, C, n, m = _MLSTM.apply(q, k, v, i, f, C0, n0, m0, cu_seqlens, options, exact, return_state)
     return h, (C, n, m)
 
 

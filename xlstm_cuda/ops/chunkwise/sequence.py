@@ -19,15 +19,19 @@ _WIDE = 192  #: head dim from which products with a state cost more than the sco
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
-    given: State | None, cu_seqlens: Tensor | None, options: Options,
+    given: State | None, cu_seqlens: Tensor | None, options: Options, return_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """h in v's dtype, the final C, n, m, and the dot products s q.n (B, S, NH) that the backward needs."""
+    """h in v's dtype, the final C, n, m, and the dot products s q.n (B, S, NH) that the backward needs.
+
+    Without ``return_state`` C, n and m are not computed, and empty: a short sequence spends a third of its time on them.
+    """
     dtype = state_dtype(q)
     h, dot = v.new_empty(v.shape), i.new_empty(i.shape, dtype=dtype)
+    shapes = state_shapes(q, v, cu_seqlens) if return_state else ((0,),) * 3
     if h.shape[0] * h.shape[1] == 0:
-        C, n, m = given or (q.new_zeros(shape, dtype=dtype) for shape in state_shapes(q, v, cu_seqlens))
-        return h, C.clone(), n.clone(), m.clone(), dot
-    C, n, m = (q.new_empty(shape, dtype=dtype) for shape in state_shapes(q, v, cu_seqlens))
+        C, n, m = (x.clone() for x in given) if given and return_state else (q.new_zeros(shape, dtype=dtype) for shape in shapes)
+        return h, C, n, m, dot
+    C, n, m = (q.new_empty(shape, dtype=dtype) for shape in shapes)
     inputs = _Inputs(q, k, v, i, f, given, cu_seqlens, options)
     _FORWARD[dtype](
         torch.get_num_threads(), **inputs.fields,
@@ -54,17 +58,17 @@ def backward(
     options: Options,
     exact: bool,
 ) -> tuple[Tensor, ...]:
-    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0, which are zero unless a state is given.
+    """dq, dk, dv, di, df in the dtypes of q, k, v, i, f, and dC0, dn0, dm0, which are empty unless a state is given.
 
     A missing incoming gradient is zero.
     """
     dtype = state_dtype(q)
     if q.shape[0] * q.shape[1] == 0:
-        return _gradients_of_nothing(dC, dn, q, k, v, i, f, given, C, n)
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    di, df = (x.new_empty(x.shape, dtype=dtype) for x in (i, f))
-    new = q.new_zeros if given is None else q.new_empty
-    dC0, dn0, dm0 = (new(shape, dtype=dtype) for shape in state_shapes(q, v, cu_seqlens))
+        return _gradients_of_nothing(dC, dn, q, k, v, i, f, given)
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    di, df = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in (i, f))
+    shapes = ((0,),) * 3 if given is None else state_shapes(q, v, cu_seqlens)
+    dC0, dn0, dm0 = (q.new_empty(shape, dtype=dtype) for shape in shapes)
     inputs = _Inputs(q, k, v, i, f, given, cu_seqlens, options)
     rows = [_rows(x, v.dtype) for x in (h, torch.zeros_like(h) if dh is None else dh)]
     dot = _contiguous(dot, dtype)
@@ -75,17 +79,21 @@ def backward(
         dC=_address(dC), dn=_address(dn), dq=_view(dq), dk=_view(dk), dv=_view(dv), di=_view(di), df=_view(df),
         dC0=dC0.data_ptr(), dn0=dn0.data_ptr(), dm0=dm0.data_ptr(),
     )  # fmt: skip
-    return dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0
+    return dq, dk, dv, _resolved(di, i.dtype), _resolved(df, f.dtype), dC0, dn0, dm0
 
 
 def _gradients_of_nothing(
     dC: Tensor | None, dn: Tensor | None, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
-    given: State | None, C: Tensor, n: Tensor,
+    given: State | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """No step: the state passes through."""
-    dC, dn = torch.zeros_like(C) if dC is None else dC.clone(), torch.zeros_like(n) if dn is None else dn.clone()
-    C0, n0 = (C, n) if given is None else given[:2]
-    return *(torch.zeros_like(x) for x in (q, k, v, i, f)), dC, dn, (C0 * dC).sum((-1, -2)) + (n0 * dn).sum(-1)
+    gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, i, f)]
+    if given is None:
+        return *gradients, *(q.new_empty((0,), dtype=state_dtype(q)) for _ in range(3))
+    C0, n0, _ = given
+    dC = torch.zeros_like(C0) if dC is None else dC.clone()
+    dn = torch.zeros_like(n0) if dn is None else dn.clone()
+    return *gradients, dC, dn, (C0 * dC).sum((-1, -2)) + (n0 * dn).sum(-1)
 
 
 class _Inputs:
@@ -96,8 +104,8 @@ class _Inputs:
         given: State | None, cu_seqlens: Tensor | None, options: Options,
     ):  # fmt: skip
         (B, S, NH, DHQK), DHHV, dtype = q.shape, v.shape[-1], state_dtype(q)
-        q, k, v = (_rows(x, q.dtype) for x in (q, k, v))
-        i, f = (_resolved(x.to(dtype)) for x in (i, f))
+        q, k, v = _rows(q, q.dtype), _rows(k, q.dtype), _rows(v, q.dtype)
+        i, f = _resolved(i, dtype), _resolved(f, dtype)
         C0, n0, m0 = (_contiguous(x, dtype) for x in given) if given else (None, None, None)
         borders = None if cu_seqlens is None else cu_seqlens.contiguous()
         self.tensors = (q, k, v, i, f, C0, n0, m0, borders)
@@ -112,19 +120,21 @@ class _Inputs:
         }  # fmt: skip
 
 
-def _resolved(x: Tensor) -> Tensor:
-    """Without a negation that PyTorch has only noted: the kernels read memory."""
+def _resolved(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of this dtype, and without a negation that PyTorch has only noted: the kernels read memory."""
+    if x.dtype != dtype:
+        x = x.to(dtype)
     return x.resolve_neg() if x.is_neg() else x
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, S, NH, D), the last axis contiguous."""
-    x = _resolved(x.to(dtype))
+    x = _resolved(x, dtype)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return _resolved(x.to(dtype)).contiguous()
+    return _resolved(x, dtype).contiguous()
 
 
 def _view(x: Tensor) -> tuple[int, int, int, int]:
