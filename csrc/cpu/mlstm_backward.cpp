@@ -1,15 +1,7 @@
-// mlstm_backward.cpp - all gradients of one head of one sequence (M7), compiled once per instruction set (XLSTM_ISA names the
-// namespace). The states at inner borders are computed once more; then chunks are walked from the last to the first. As in
-// mlstm_forward.cpp scores and their gradients are kept transposed; Q, r dH and one panel of C or dC at a time are the other
-// transposes.
-//
-// df is what is left of sums that cancel, so it is not taken from the finished dq and dk (M7): there rounding errors of a whole
-// chunk add up. With X_tj = (q_t.k_j) dP_tj, and x_t = q_t.dq_t and y_j = k_j.dk_j as far as the states contribute to dq and dk,
-//   di_j = sum_{t>=j} X_tj + y_j
-//   df_t = sigmoid(-f_t) (sum_{r>=t>j} X_rj + sum_{r>=t} x_r + sum_{j<t} y_j + g (<C_{k-1}, dC_k> + <n_{k-1}, dn_k>)),
-// which is M7 without the terms that occur twice. Pairs that r >= t > j are one sum less another, of rows and columns of X below
-// its diagonal.
-
+// mlstm_backward.cpp - all gradients of one head of one sequence (M7, and M7a of README.md for the gates), compiled once per
+// instruction set (XLSTM_ISA names the namespace). The states at inner borders are computed once more; then chunks are walked
+// from the last to the first. As in mlstm_forward.cpp scores and their gradients are kept transposed; Q, r dH and one panel of C
+// or dC at a time are the other transposes.
 #include "cpu/mlstm_state.h"
 
 namespace xlstm::cpu {
@@ -229,8 +221,8 @@ class Backward {
     dv_.written(first, steps_);
   }
 
-  // di and df. kept: g (<C_{k-1}, dC_k> + <n_{k-1}, dn_k>). A reset forgets everything, so its own gate has no gradient and no
-  // sum goes across it. sigmoid(-x) = exp(log sigmoid(x) - x).
+  // di and df (M7a). kept: g (<C_{k-1}, dC_k> + <n_{k-1}, dn_k>). A reset forgets everything, so its own gate has no gradient and
+  // no sum goes across it. sigmoid(-x) = exp(log sigmoid(x) - x).
   void gate_gradients(int64_t first, double kept) {
     for (int64_t t = 0; t < steps_; ++t) {
       written_[t] = kept;
