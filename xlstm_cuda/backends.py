@@ -28,7 +28,7 @@ def backends() -> dict[str, Backend]:
     """The backends by name, in the order cuda, cpu, simt, reference."""
     return {
         "cuda": _cuda(),
-        "cpu": Backend("cpu", True, f"native C++, and PyTorch's matmuls for the mLSTM ({native.cpu_isa()})"),
+        "cpu": Backend("cpu", True, f"native C++ ({native.cpu_isa()})"),
         "simt": _simt(),
         "reference": Backend("reference", True, "plain PyTorch, step by step, any device and floating dtype"),
     }

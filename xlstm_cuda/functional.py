@@ -62,9 +62,9 @@ def mlstm(
         eps: added to the normaliser, in the units of the stabilised state.
         normalizer_grad: "exact", or "detached", which takes the normaliser for a constant as the official kernels do.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
-        chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64, or the length of a shorter
-            sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their own size, 64 or 32
-            by head dim: there a split at a multiple of 64 has.
+        chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64 (128 from head dim 192 on), or the
+            length of a shorter sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their
+            own size, 64 or 32 by head dim: there a split at a multiple of 64 has.
         backend: None (by device), "cuda", "cpu", "simt" or "reference".
 
     Returns:
@@ -83,7 +83,7 @@ def mlstm(
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
     numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
-    options = MLSTMOptions(*numeric, chunk_size, normalizer_grad == "exact", resolve(backend, q.device))
+    options = MLSTMOptions(*numeric, chunk_size, normalizer_grad == "exact", return_state, resolve(backend, q.device))
 
     if options.backend == "reference":
         inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]

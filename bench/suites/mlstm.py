@@ -14,6 +14,17 @@ from ..contenders import Build, Case, Contender, Prepared, Shape, Unusable
 from ..draw import Normal
 
 NAMES = ("q", "k", "v", "i", "f")
+#: B, S, NH, D on a CPU beside the lengths: short, many rows, small and wide heads, no multiple of a chunk, few heads.
+CPU_SHAPES = (
+    (8, 32, 4, 64),
+    (1, 128, 4, 64),
+    (8, 128, 4, 64),
+    (2, 64, 4, 64),
+    (4, 256, 4, 32),
+    (1, 512, 2, 256),
+    (1, 2048, 4, 64),
+    (3, 100, 5, 48),
+)
 
 
 def operands(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -67,6 +78,8 @@ def mlstm_kernels(name: str) -> Callable[..., Tensor]:
         if name not in registry:
             raise Unusable(f"mlstm_kernels has no {name} here (it needs triton)")
         size = 128 if "xl_chunk" in name else 64
+        if q.shape[2] % size:
+            raise Unusable(f"takes whole chunks of {size} steps")
         return registry[name](q=q, k=k, v=v, i=i, f=f, chunk_size=size, return_last_states=False, autocast_kernel_dtype=q.dtype)
 
     return call
@@ -113,7 +126,14 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         lengths = (256, 1024) if quick else (256, 1024, 2048, 4096, 8192)
         shapes = [{"B": 1, "S": S, "NH": 4, "DHQK": 64, "DHHV": 64} for S in lengths]
         gate = {"B": 2, "S": 128, "NH": 2, "DHQK": 64, "DHHV": 64}
-        return [Case("mlstm", "cell", shape, gate, contenders, truths) for shape in shapes]
+        found = [Case("mlstm", "cell", shape, gate, contenders, truths) for shape in shapes]
+        for B, S, NH, D in CPU_SHAPES[:2] if quick else CPU_SHAPES:
+            shape = {"B": B, "S": S, "NH": NH, "DHQK": D, "DHHV": D}
+            gate = {**shape, "B": min(B, 2), "S": min(S, 128)}
+            for backward in (True, False):
+                group = "shapes" if backward else "shapes forward"
+                found.append(Case("mlstm", group, shape, gate, contenders, truths, backward=backward))
+        return found
     on_gpu = (
         Contender(baseline, ours()),
         Contender("mlstm_kernels xl_chunk", heads_first(mlstm_kernels("triton_xl_chunk")), "detached", baseline),

@@ -1,67 +1,197 @@
-// mlstm_gates.h - the gates of the chunkwise mLSTM on a CPU, float and double (M4-M6 of csrc/mlstm/README.md).
+// mlstm_gates.h - the gates of one chunk of one head (M4-M6 of csrc/mlstm/README.md) and the normaliser. Included only by files
+// that are compiled once per instruction set. b is a difference of large sums when some forget gates are about -1e4, so sums are
+// taken in a wider type, and exponents are kept to base 2 as pairs of Real.
 #pragma once
-#include <cstdint>
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/scratch.h"
+#include "cpu/vector.h"
+#include "device/math.cuh"
 
 namespace xlstm::cpu {
+namespace {
 
-// A row is one head of one sequence. log_i, log_f and the double results are (chunks, rows, L), contiguous; steps after a
-// sequence's end have log_i = -inf, log_f = 0. t and j are steps of one chunk.
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
 template <typename Real>
-struct MlstmGates {
-  int64_t chunks = 0, rows = 0, L = 0;
-  bool sigmoid_igate = false;
-  const double *log_i = nullptr, *log_f = nullptr;
-  const Real* m0 = nullptr;                 // (rows)
-  double *beta = nullptr, *rise = nullptr;  // log_i_j - b_j;  m_t - b_t
-  double* m = nullptr;                      // m_t
-  Real *u = nullptr, *w = nullptr;          // (chunks, rows, L): what is left at t of the state before; what j leaves behind
-  Real* g = nullptr;                        // (chunks, rows): what is left of the state before at the chunk's end
-  Real* m_last = nullptr;                   // (rows)
-  int32_t* segment = nullptr;               // (chunks, rows, L): resets (log_f = -inf) up to t inside the chunk
+struct WiderThan {
+  typedef double type;
 };
-template <class R, typename Real>
-void read(R& r, MlstmGates<Real>& p) {
-  r("chunks", p.chunks)("rows", p.rows)("L", p.L)("sigmoid_igate", p.sigmoid_igate);
-  r("log_i", p.log_i)("log_f", p.log_f)("m0", p.m0);
-  r("beta", p.beta)("rise", p.rise)("m", p.m)("u", p.u)("w", p.w)("g", p.g);
-  r("m_last", p.m_last)("segment", p.segment);
-}
-
-// Whether there is any reset.
-template <typename Real>
-bool mlstm_gates(const MlstmGates<Real>& p, int threads);
-
-// W_tj = exp(beta_j - rise_t) where j <= t and no reset lies between them, else 0: (matrices, L, L) of (matrices, L).
-template <typename Real>
-struct MlstmWeights {
-  int64_t matrices = 0, L = 0;
-  const double *beta = nullptr, *rise = nullptr;
-  const int32_t* segment = nullptr;
-  Real* W = nullptr;
+template <>
+struct WiderThan<double> {
+  typedef long double type;
 };
-template <class R, typename Real>
-void read(R& r, MlstmWeights<Real>& p) {
-  r("matrices", p.matrices)("L", p.L)("beta", p.beta)("rise", p.rise)("segment", p.segment)("W", p.W);
-}
-
 template <typename Real>
-void mlstm_weights(const MlstmWeights<Real>& p, int threads);
+using Wide = typename WiderThan<Real>::type;
 
-// One row, and one matrix, compiled once per instruction set.
-#define XLSTM_MLSTM_GATES                                       \
-  template <typename Real>                                      \
-  bool mlstm_gates_row(const MlstmGates<Real>& p, int64_t row); \
-  template <typename Real>                                      \
-  void mlstm_weights_of_chunk(const MlstmWeights<Real>& p, int64_t matrix);
-namespace baseline {
-XLSTM_MLSTM_GATES
-}
-namespace avx2 {
-XLSTM_MLSTM_GATES
-}
-namespace avx512 {
-XLSTM_MLSTM_GATES
-}
-#undef XLSTM_MLSTM_GATES
+// Gates of float, in double to 1e-11: functions without a branch, so that loops over them become vector code.
 
+XLSTM_DEVICE double double_of(uint64_t bits) {
+  double x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+XLSTM_DEVICE uint64_t bits_of(double x) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+// exp(-y), y >= 0; z = x - n ln2 as in exp2_approx, and the Taylor series of exp(z).
+XLSTM_DEVICE double exp_minus(double y) {
+  constexpr double round_to_integer = Exponential<double>::round;
+  const double x = (y < 700 ? y : 700) * -device::Constants<double>::log2e, shifted = x + round_to_integer;
+  const double z = (x - (shifted - round_to_integer)) * device::Constants<double>::ln2;
+  double p = z * (1. / 362880) + 1. / 40320;
+  p = p * z + 1. / 5040;
+  p = p * z + 1. / 720;
+  p = p * z + 1. / 120;
+  p = p * z + 1. / 24;
+  p = p * z + 1. / 6;
+  p = p * z + 1. / 2;
+  p = p * z + 1;
+  p = p * z + 1;
+  return double_of(bits_of(p) + (bits_of(shifted) << 52));
+}
+// log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3.
+XLSTM_DEVICE double log_sigmoid(double x, float) {
+  const double e = exp_minus(x < 0 ? -x : x), s = e / (2 + e), s2 = s * s;
+  double p = s2 * (1. / 21) + 1. / 19;
+  p = p * s2 + 1. / 17;
+  p = p * s2 + 1. / 15;
+  p = p * s2 + 1. / 13;
+  p = p * s2 + 1. / 11;
+  p = p * s2 + 1. / 9;
+  p = p * s2 + 1. / 7;
+  p = p * s2 + 1. / 5;
+  p = p * s2 + 1. / 3;
+  p = p * s2 + 1;
+  return (x < 0 ? x : 0) - 2 * s * p;
+}
+// exp(x), x <= 0; the rounding of x to float is made up for.
+XLSTM_DEVICE float exponential(double x, float) {
+  const double y = x * device::Constants<double>::log2e, bounded = y < -200 ? -200 : y;
+  const float high = static_cast<float>(bounded), low = static_cast<float>(bounded - high);
+  return device::exp2_approx(high) * (1 + low * device::Constants<float>::ln2);
+}
+
+// Gates of double.
+
+XLSTM_DEVICE long double log_sigmoid(long double x, double) {
+  return (x < 0 ? x : 0) - static_cast<long double>(std::log1p(std::exp(-std::abs(static_cast<double>(x)))));
+}
+XLSTM_DEVICE double exponential(long double x, double) { return std::exp(static_cast<double>(x)); }
+
+// t and j count steps of the chunk. Arrays hold whole vectors.
+template <typename Real>
+struct Gates {
+  Wide<Real>*log_i, *log_f;
+  Wide<Real>*beta, *rise, *m;                         // log_i_j - b_j;  m_t - b_t;  m_t
+  Real *beta_high, *beta_low, *rise_high, *rise_low;  // W_tj = 2^(beta_j - rise_t)
+  Real *u, *w;
+  int64_t* seen_until;  // W_tj = 0 for t from here on: a later step has reset the state
+  Real g, m_after;      // of the chunk
+
+  Gates(Scratch& scratch, int64_t L) {
+    const int64_t room = whole_vectors<Real>(L);
+    for (Wide<Real>** array : {&log_i, &log_f, &beta, &rise, &m}) *array = scratch.take<Wide<Real>>(room);
+    for (Real** array : {&beta_high, &beta_low, &rise_high, &rise_low, &u, &w}) *array = scratch.take<Real>(room);
+    seen_until = scratch.take<int64_t>(room);
+  }
+
+  // i, f: pre-activations of the chunk's steps, without NaN, i < inf. m_before: of the state before it, rounded to Real as a
+  // state keeps it, so that a sequence split at a border gives the same bits.
+  void scan(const Real* i, int64_t i_step, const Real* f, int64_t f_step, int64_t steps, Real m_before, bool sigmoid_igate) {
+    for (int64_t t = 0; t < steps; ++t) {
+      log_i[t] = i[t * i_step];
+      log_f[t] = f[t * f_step];
+    }
+    for (int64_t t = 0; t < steps; ++t) log_f[t] = log_sigmoid(log_f[t], Real());
+    if (sigmoid_igate) {
+      for (int64_t t = 0; t < steps; ++t) log_i[t] = log_sigmoid(log_i[t], Real());
+    }
+    const Wide<Real> never = -kInfinity, start = m_before;
+    Wide<Real> b = 0, highest = never;  // (M4); highest: of log_i_j - b_j over the steps j that t sees
+    int64_t first_reset = steps, last_reset = 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      const bool reset = log_f[t] == never;
+      if (reset) {
+        first_reset = std::min(first_reset, t);
+        last_reset = t;
+        highest = never;
+      } else {
+        b += log_f[t];
+      }
+      beta[t] = log_i[t] - b;
+      // A reset with a closed input gate leaves the fresh state, whose m is 0.
+      highest = std::max(highest, reset && beta[t] == never ? -b : beta[t]);
+      rise[t] = sigmoid_igate ? -b : std::max(t >= first_reset ? never : start, highest);  // (M6)
+      if (rise[t] == never) rise[t] = -b;
+      m[t] = b + rise[t];
+    }
+    const bool any_reset = first_reset < steps;
+    const Wide<Real> m_last = std::max(any_reset ? never : b + start, b + highest);  // (M5)
+    m_after = sigmoid_igate || m_last == never ? Real(0) : static_cast<Real>(m_last);
+    const Wide<Real> to_end = b - m_after;
+    for (int64_t t = 0; t < first_reset; ++t) u[t] = exponential(start - rise[t], Real());
+    for (int64_t t = first_reset; t < steps; ++t) u[t] = 0;
+    for (int64_t j = 0; j < last_reset; ++j) w[j] = 0;
+    for (int64_t j = last_reset; j < steps; ++j) w[j] = exponential(beta[j] + to_end, Real());
+    g = any_reset ? Real(0) : exponential(start + to_end, Real());
+    split(beta, steps, beta_high, beta_low);
+    split(rise, steps, rise_high, rise_low);
+
+    const int64_t room = whole_vectors<Real>(steps);
+    int64_t until = room;
+    for (int64_t t = steps; t-- > 0;) {
+      seen_until[t] = until;
+      if (log_f[t] == never) until = t;
+    }
+    for (int64_t t = steps; t < room; ++t) {  // the rest of the last vector sees nothing
+      u[t] = w[t] = rise_low[t] = 0;
+      rise_high[t] = Real(1e30);
+    }
+  }
+
+  // W_tj for one j and a vector of t, 0 where t does not see j.
+  XLSTM_DEVICE Vector<Real> weight(int64_t j, int64_t t) const {
+    const Vector<Real> W = exp2<Real>((beta_high[j] - load(rise_high + t)) + (beta_low[j] - load(rise_low + t)));
+    if (t >= j && t + kLanes<Real> <= seen_until[j]) return W;
+    using Integer = typename VectorOf<Real>::Integer;
+    const Integers<Real> lane = lane_numbers<Real>();
+    return lane >= Integer(j - t) && lane < Integer(seen_until[j] - t) ? W : Vector<Real>{};
+  }
+
+ private:
+  // x as the sum of two Reals, to base 2. A closed input gate (-inf) becomes a number far below every other.
+  static void split(const Wide<Real>* x, int64_t count, Real* high, Real* low) {
+    constexpr Wide<Real> log2e = 1.44269504088896340735992468100189214L;
+    for (int64_t t = 0; t < count; ++t) {
+      const Wide<Real> y = (x[t] < Wide<Real>(-1e30) ? Wide<Real>(-1e30) : x[t]) * log2e;
+      high[t] = static_cast<Real>(y);
+      low[t] = static_cast<Real>(y - high[t]);
+    }
+  }
+};
+
+// (M3): h = r N, with numerator and denominator times exp(min(m, 0)), so that no exponent is positive. active: where |s d| is the
+// larger. A denominator of no normal number is 0, and so is h.
+template <typename Real>
+void normaliser(const Real* s_dot, const Wide<Real>* m, int64_t steps, Real scale, Real eps, bool normalize, Real* r,
+                Real* active) {
+  for (int64_t t = 0; t < steps; ++t) {
+    const bool negative = m[t] < 0;
+    const Real e = exponential(negative ? m[t] : -m[t], Real()), shrink = negative ? e : Real(1), floor = negative ? Real(1) : e;
+    const Real size = (s_dot[t] < 0 ? -s_dot[t] : s_dot[t]) * shrink;
+    const bool larger = !(size <= floor);  // a NaN stays one
+    const Real denominator = (larger ? size : floor) + eps * shrink;
+    const Real quotient = denominator < std::numeric_limits<Real>::min() ? Real(0) : scale * shrink / denominator;
+    r[t] = normalize ? quotient : scale;
+    active[t] = normalize && larger ? Real(1) : Real(0);
+  }
+  for (int64_t t = steps; t < whole_vectors<Real>(steps); ++t) r[t] = active[t] = 0;
+}
+
+}  // namespace
 }  // namespace xlstm::cpu

@@ -6,39 +6,28 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/vector.h"
 #include "device/language.cuh"
 
 namespace xlstm::cpu {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRowsAtOnce = 8;
+constexpr int kRowsAtOnce = 8;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRowsAtOnce = 4;
+constexpr int kRowsAtOnce = 4;
 #else
-constexpr int kVectorBytes = 16, kRowsAtOnce = 2;
+constexpr int kRowsAtOnce = 2;
 #endif
 constexpr int kPanelBytes = 64, kVectors = kPanelBytes / kVectorBytes;
-
-template <typename Real>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-};
 
 template <int ROWS, typename Real>
 XLSTM_HOST_DEVICE void panel_product(const Real* a, int64_t a_stride, int64_t K, const Real* panel, Real* out,
                                      int64_t out_stride) {
-  using Vector = typename VectorOf<Real>::type;
-  constexpr int lanes = kVectorBytes / sizeof(Real);
-  Vector acc[ROWS][kVectors] = {};
+  constexpr int lanes = kLanes<Real>;
+  Vector<Real> acc[ROWS][kVectors] = {};
   for (int64_t k = 0; k < K; ++k) {
-    const Vector* w = reinterpret_cast<const Vector*>(panel) + k * kVectors;
+    const Vector<Real>* w = reinterpret_cast<const Vector<Real>*>(panel) + k * kVectors;
 #pragma GCC unroll 8
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 4
@@ -48,7 +37,7 @@ XLSTM_HOST_DEVICE void panel_product(const Real* a, int64_t a_stride, int64_t K,
 #pragma GCC unroll 8
   for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vector*>(out + row * out_stride + v * lanes) += acc[row][v];
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vector<Real>*>(out + row * out_stride + v * lanes) += acc[row][v];
   }
 }
 
@@ -76,20 +65,18 @@ void product(int64_t rows, const Real* a, int64_t a_stride, int64_t K, const Rea
 template <typename Real>
 void product_unpacked(int64_t rows, const Real* a, int64_t a_stride, int64_t K, const Real* w, int64_t outputs, Real* out,
                       int64_t out_stride) {
-  constexpr int64_t lanes = kVectorBytes / sizeof(Real);
-  typedef typename VectorOf<Real>::type Vector;
-  typedef Vector Unaligned __attribute__((aligned(alignof(Real)), may_alias));
+  constexpr int64_t lanes = kLanes<Real>;
   const int64_t whole = K / lanes * lanes;
   for (int64_t j = 0; j < outputs; j += 4) {
     const Real* w_of[4];
     for (int64_t i = 0; i < 4; ++i) w_of[i] = w + (j + i < outputs ? j + i : j) * K;
     for (int64_t row = 0; row < rows; ++row) {
       const Real* const a_row = a + row * a_stride;
-      Vector acc[4] = {};
+      Vector<Real> acc[4] = {};
       for (int64_t k = 0; k < whole; k += lanes) {
-        const Vector a_k = *reinterpret_cast<const Unaligned*>(a_row + k);
+        const Vector<Real> a_k = load(a_row + k);
 #pragma GCC unroll 4
-        for (int64_t i = 0; i < 4; ++i) acc[i] += a_k * *reinterpret_cast<const Unaligned*>(w_of[i] + k);
+        for (int64_t i = 0; i < 4; ++i) acc[i] += a_k * load(w_of[i] + k);
       }
       for (int64_t i = 0; i < 4 && j + i < outputs; ++i) {
         Real sum = 0;

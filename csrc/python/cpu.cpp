@@ -4,7 +4,7 @@
 #include "cpu/conv.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
-#include "cpu/mlstm_gates.h"
+#include "cpu/mlstm.h"
 #include "cpu/mlstm_step.h"
 #include "cpu/slstm.h"
 #include "cpu/slstm_kernels.h"
@@ -22,8 +22,8 @@ void bind_launchers(py::module_& m, const std::string& type) {  // qualified, or
   python::bind(m, "slstm_forward_cpu_" + type, &slstm_forward<Real>);
   python::bind(m, "slstm_backward_cpu_" + type, &slstm_backward<Real>);
   python::bind(m, "mlstm_step_cpu_" + type, &mlstm_step<Real>);
-  python::bind(m, "mlstm_gates_cpu_" + type, &mlstm_gates<Real>);
-  python::bind(m, "mlstm_weights_cpu_" + type, &mlstm_weights<Real>);
+  python::bind(m, "mlstm_forward_cpu_" + type, &mlstm_forward<Real>);
+  python::bind(m, "mlstm_backward_cpu_" + type, &mlstm_backward<Real>);
   python::bind(m, "conv_step_cpu_" + type, &conv_step<Real>);
   python::bind(m, "conv_forward_cpu_" + type, &conv_forward<Real>);
   python::bind(m, "conv_backward_cpu_" + type, &conv_backward<Real>);

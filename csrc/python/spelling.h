@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/mlstm.h"
 #include "mlstm/params.h"
 #include "slstm/kernels.h"
 
@@ -20,6 +21,9 @@ inline constexpr Spellings<ElementType> kSpellings<ElementType> = {
     {"float32", ElementType::Float32}, {"bfloat16", ElementType::BFloat16}, {"float16", ElementType::Float16}};
 template <>
 inline constexpr Spellings<InputGate> kSpellings<InputGate> = {{"exp", InputGate::Exponential}, {"sigmoid", InputGate::Sigmoid}};
+template <>
+inline constexpr Spellings<cpu::Storage> kSpellings<cpu::Storage> = {
+    {"real", cpu::Storage::kReal}, {"bfloat16", cpu::Storage::kBFloat16}, {"float16", cpu::Storage::kFloat16}};
 template <>
 inline constexpr Spellings<mlstm::WalkUse> kSpellings<mlstm::WalkUse> = {
     {"h", mlstm::WalkUse::H}, {"dq", mlstm::WalkUse::DQ}, {"dk", mlstm::WalkUse::DK}, {"dv", mlstm::WalkUse::DV}};

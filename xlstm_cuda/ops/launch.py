@@ -77,6 +77,10 @@ class Call:
         batch, step, gate, head, _ = ready.stride()
         return (ready.data_ptr(), batch, step, head), gate
 
+    def converted(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x in the dtype that the launch computes in, kept as long as the call."""
+        return self._kept(x.to(dtype), x)
+
     def elements(self, x: Tensor | None, dtype: torch.dtype) -> View:
         """Of an operand (B, S, NH), or (B, NH) without steps, whose elements are read one by one, in any strides."""
         if x is None:
@@ -96,6 +100,10 @@ class Call:
     def result_view(self, x: Tensor) -> View:
         """`result` as a view."""
         return _view(self.result(x), x.stride()[:-1])
+
+    def result_elements(self, x: Tensor) -> View:
+        """`result` as a view of single elements."""
+        return _view(self.result(x), x.stride())
 
     def _here(self, x: Tensor) -> bool:
         return x.is_cpu if self._on_cpu else x.device == self.device

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import chunkwise, mlstm_kernels, mlstm_step_kernel
-from .chunkwise.states import State, state_dtype, state_shapes
+from .chunkwise.states import EMPTY, State, state_dtype, state_shapes
 from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
 from .signatures import (
     MLSTMGradients,
@@ -31,14 +31,15 @@ KERNEL_BACKENDS = ("cuda", "simt")
 def _forward_impl(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
     if options.backend in KERNEL_BACKENDS:
         return mlstm_kernels.forward(operands, options)
-    q, k, v, i, f, C0, n0, m0, cu_seqlens = operands
-    return MLSTMResults(*chunkwise.forward(q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, options))
+    return chunkwise.forward(operands, options)
 
 
 def _forward_fake(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
     q, v, i = operands.q, operands.v, operands.i
     dtype = state_dtype(q)
-    C, n, m = (q.new_empty(shape, dtype=dtype) for shape in state_shapes(q, v, operands.cu_seqlens))
+    wanted = options.return_state or options.backend in KERNEL_BACKENDS
+    shapes = state_shapes(q, v, operands.cu_seqlens) if wanted else EMPTY
+    C, n, m = (q.new_empty(shape, dtype=dtype) for shape in shapes)
     dot = mlstm_kernels.empty_dot(i, dtype) if options.backend in KERNEL_BACKENDS else i.new_empty(i.shape, dtype=dtype)
     return MLSTMResults(v.new_empty(v.shape), C, n, m, dot)
 
@@ -46,16 +47,14 @@ def _forward_fake(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResult
 def _backward_impl(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
     if options.backend in KERNEL_BACKENDS:
         return mlstm_kernels.backward(incoming, operands, saved, options)
-    q, k, v, i, f, C0, n0, m0, cu_seqlens = operands
-    return MLSTMGradients(
-        *chunkwise.backward(*incoming, q, k, v, i, f, _given(C0, n0, m0), cu_seqlens, *saved, options, options.exact)
-    )
+    return chunkwise.backward(incoming, operands, saved, options)
 
 
 def _backward_fake(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
     q = operands.q
     gradients = [x.new_empty(x.shape) for x in operands[:5]]
-    shapes = state_shapes(q, operands.v, operands.cu_seqlens)
+    wanted = operands.C0 is not None or options.backend in KERNEL_BACKENDS
+    shapes = state_shapes(q, operands.v, operands.cu_seqlens) if wanted else EMPTY
     return MLSTMGradients(*gradients, *(q.new_empty(shape, dtype=state_dtype(q)) for shape in shapes))
 
 
@@ -129,8 +128,3 @@ def _one_step_of_a_sequence(token: MLSTMToken, options: MLSTMOptions) -> tuple[T
     q, k, v, i, f = (x.unsqueeze(1) for x in token[:5])
     h, C, n, m, _ = FORWARD.overload(q, k, v, i, f, token.C, token.n, token.m, None, *options)
     return h.squeeze(1), C, n, m
-
-
-def _given(C0: Tensor | None, n0: Tensor | None, m0: Tensor | None) -> State | None:
-    """Contiguous, because the order of PyTorch's sums follows the strides."""
-    return None if C0 is None or n0 is None or m0 is None else (C0.contiguous(), n0.contiguous(), m0.contiguous())

@@ -16,6 +16,7 @@ class MLSTMOptions(NamedTuple):
     eps: float
     chunk_size: int | None = None
     exact: bool = True  #: normalizer_grad="exact"
+    return_state: bool = True  #: False: nobody reads the final state, and backend "cpu" leaves it out
     backend: str = "cpu"
 
 

@@ -1,0 +1,88 @@
+// mlstm.h - the chunkwise mLSTM over sequences on a CPU, forward and backward: the equations M4-M7 of csrc/mlstm/README.md as
+// they stand there, chunk after chunk of one head of one sequence. That is one task, so its bits depend on nothing else: not on
+// threads, nor on what else is in the batch.
+#pragma once
+#include <cstdint>
+
+#include "common/view.h"
+
+namespace xlstm::cpu {
+
+enum class Storage {
+  kReal,
+  kBFloat16,
+  kFloat16
+};  // how q, k, v, h and their gradients lie in memory; kReal: as they are computed
+
+// What forward and backward have in common.
+template <typename Real>
+struct MlstmInputs {
+  int64_t B = 0, S = 0, NH = 0, DHQK = 0, DHHV = 0;
+  int64_t L = 0;                        // steps of a chunk
+  int64_t N = 0;                        // sequences: B, or those between the borders
+  const int32_t* cu_seqlens = nullptr;  // (N + 1) borders of sequences on S, with B = 1; or null
+  Storage storage = Storage::kReal;
+  Real scale = 1, eps = 0;
+  bool sigmoid_igate = false, normalize = true;
+  View<> q, k, v, i, f;                                    // (B, S, NH, D) of storage, (B, S, NH) of Real
+  const Real *C0 = nullptr, *n0 = nullptr, *m0 = nullptr;  // (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH); or null: fresh
+};
+template <class R, typename Real>
+void read(R& r, MlstmInputs<Real>& p) {
+  r("B", p.B)("S", p.S)("NH", p.NH)("DHQK", p.DHQK)("DHHV", p.DHHV)("L", p.L)("N", p.N)("cu_seqlens", p.cu_seqlens)("storage", p.storage);
+  r("scale", p.scale)("eps", p.eps)("sigmoid_igate", p.sigmoid_igate)("normalize", p.normalize);
+  r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C0", p.C0)("n0", p.n0)("m0", p.m0);
+}
+
+// Results are contiguous.
+template <typename Real>
+struct MlstmForward : MlstmInputs<Real> {
+  View<> h;                                       // (B, S, NH, DHHV)
+  Real *C = nullptr, *n = nullptr, *m = nullptr;  // the state after the last step, or null
+  Real* dot = nullptr;                            // (B, S, NH) s q.n
+};
+template <class R, typename Real>
+void read(R& r, MlstmForward<Real>& p) {
+  read(r, static_cast<MlstmInputs<Real>&>(p));
+  r("h", p.h)("C", p.C)("n", p.n)("m", p.m)("dot", p.dot);
+}
+
+template <typename Real>
+struct MlstmBackward : MlstmInputs<Real> {
+  bool exact = true;  // false: the normaliser is a constant
+  View<> h, dh;
+  const Real* dot = nullptr;                            // of the forward
+  const Real *dC = nullptr, *dn = nullptr;              // of the state after the last step, or null
+  View<> dq, dk, dv, di, df;                            // gates' are Real
+  Real *dC0 = nullptr, *dn0 = nullptr, *dm0 = nullptr;  // written when a state is given
+};
+template <class R, typename Real>
+void read(R& r, MlstmBackward<Real>& p) {
+  read(r, static_cast<MlstmInputs<Real>&>(p));
+  r("exact", p.exact)("h", p.h)("dh", p.dh)("dot", p.dot)("dC", p.dC)("dn", p.dn);
+  r("dq", p.dq)("dk", p.dk)("dv", p.dv)("di", p.di)("df", p.df)("dC0", p.dC0)("dn0", p.dn0)("dm0", p.dm0);
+}
+
+template <typename Real>
+void mlstm_forward(const MlstmForward<Real>& p, int threads);
+template <typename Real>
+void mlstm_backward(const MlstmBackward<Real>& p, int threads);
+
+// One head of one sequence (task = sequence NH + head), compiled once per instruction set.
+#define XLSTM_MLSTM_TASKS                                             \
+  template <typename Real>                                            \
+  void mlstm_forward_task(const MlstmForward<Real>& p, int64_t task); \
+  template <typename Real>                                            \
+  void mlstm_backward_task(const MlstmBackward<Real>& p, int64_t task);
+namespace baseline {
+XLSTM_MLSTM_TASKS
+}
+namespace avx2 {
+XLSTM_MLSTM_TASKS
+}
+namespace avx512 {
+XLSTM_MLSTM_TASKS
+}
+#undef XLSTM_MLSTM_TASKS
+
+}  // namespace xlstm::cpu

@@ -1,0 +1,90 @@
+"""Whole sequences of the mLSTM, forward and backward: csrc/cpu/mlstm.h."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...native import _C
+from ..launch import CPUCall
+from ..signatures import MLSTMGradients, MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMResults, MLSTMSaved
+from .states import EMPTY, state_dtype, state_shapes
+
+_FORWARD = {torch.float32: _C.mlstm_forward_cpu_float32, torch.float64: _C.mlstm_forward_cpu_float64}
+_BACKWARD = {torch.float32: _C.mlstm_backward_cpu_float32, torch.float64: _C.mlstm_backward_cpu_float64}
+_STORAGE = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_WIDE = 192  #: head dim from which products with a state cost more than the scores of a chunk of 128
+
+
+def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
+    """Without ``return_state`` C, n and m are not computed, and empty: a short sequence spends a third of its time on them."""
+    q, v, i, dtype = operands.q, operands.v, operands.i, state_dtype(operands.q)
+    shapes = state_shapes(q, v, operands.cu_seqlens) if options.return_state else EMPTY
+    call = CPUCall()
+    h = call.empty(*v.shape, dtype=v.dtype)
+    C, n, m = (call.empty(*shape, dtype=dtype) for shape in shapes)
+    dot = call.empty(*i.shape, dtype=dtype)
+    if h.shape[0] * h.shape[1] == 0:
+        if options.return_state:  # no step: the state passes through
+            for last, first in zip((C, n, m), (operands.C0, operands.n0, operands.m0)):
+                last.zero_() if first is None else last.copy_(first)
+        return MLSTMResults(h, C, n, m, dot)
+    last = [call.result(x if options.return_state else None) for x in (C, n, m)]
+    _FORWARD[dtype](
+        **_inputs(call, operands, options), h=call.result_view(h), C=last[0], n=last[1], m=last[2], dot=call.result(dot)
+    )
+    return MLSTMResults(h, C, n, m, dot)
+
+
+def backward(
+    incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions
+) -> MLSTMGradients:
+    """dC0, dn0, dm0 are empty unless a state is given. A missing incoming gradient is zero."""
+    q, k, v, i, f, C0, *_ = operands
+    dtype = state_dtype(q)
+    if q.shape[0] * q.shape[1] == 0:
+        return _gradients_of_nothing(incoming, operands)
+    call = CPUCall()
+    dq, dk, dv = (call.empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
+    di, df = (call.empty(*x.shape, dtype=dtype) for x in (i, f))
+    shapes = EMPTY if C0 is None else state_shapes(q, v, operands.cu_seqlens)
+    dC0, dn0, dm0 = (call.empty(*shape, dtype=dtype) for shape in shapes)
+    dh = torch.zeros_like(saved.h) if incoming.dh is None else incoming.dh
+    _BACKWARD[dtype](
+        **_inputs(call, operands, options), exact=options.exact,
+        h=call.view(saved.h, v.dtype), dh=call.view(dh, v.dtype), dot=call.address(saved.dot, dtype),
+        dC=call.address(incoming.dC, dtype), dn=call.address(incoming.dn, dtype),
+        dq=call.result_view(dq), dk=call.result_view(dk), dv=call.result_view(dv),
+        di=call.result_elements(di), df=call.result_elements(df),
+        dC0=call.result(dC0), dn0=call.result(dn0), dm0=call.result(dm0),
+    )  # fmt: skip
+    return MLSTMGradients(dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0)
+
+
+def _gradients_of_nothing(incoming: MLSTMIncoming, operands: MLSTMOperands) -> MLSTMGradients:
+    """No step: the state passes through."""
+    gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in operands[:5]]
+    C0, n0 = operands.C0, operands.n0
+    if C0 is None or n0 is None:
+        return MLSTMGradients(*gradients, *(operands.q.new_empty(shape, dtype=state_dtype(operands.q)) for shape in EMPTY))
+    dC = torch.zeros_like(C0) if incoming.dC is None else incoming.dC.clone()
+    dn = torch.zeros_like(n0) if incoming.dn is None else incoming.dn.clone()
+    return MLSTMGradients(*gradients, dC, dn, (C0 * dC).sum((-1, -2)) + (n0 * dn).sum(-1))
+
+
+def _inputs(call: CPUCall, operands: MLSTMOperands, options: MLSTMOptions) -> dict[str, Any]:
+    """The fields that forward and backward share."""
+    q, k, v, i, f, C0, n0, m0, cu_seqlens = operands
+    (B, S, NH, DHQK), DHHV, dtype = q.shape, v.shape[-1], state_dtype(q)
+    return {
+        "threads": torch.get_num_threads(), "B": B, "S": S, "NH": NH, "DHQK": DHQK, "DHHV": DHHV,
+        "L": options.chunk_size or (64 if max(DHQK, DHHV) < _WIDE else 128),
+        "N": B if cu_seqlens is None else len(cu_seqlens) - 1, "cu_seqlens": call.address(cu_seqlens, torch.int32),
+        "storage": _STORAGE.get(q.dtype, "real"), "scale": options.scale, "eps": options.eps,
+        "sigmoid_igate": options.igate == "sigmoid", "normalize": options.normalize,
+        "q": call.view(q, q.dtype), "k": call.view(k, q.dtype), "v": call.view(v, q.dtype),
+        "i": call.elements(call.converted(i, dtype), dtype), "f": call.elements(call.converted(f, dtype), dtype),
+        "C0": call.address(C0, dtype), "n0": call.address(n0, dtype), "m0": call.address(m0, dtype),
+    }  # fmt: skip
