@@ -294,15 +294,16 @@ def test_copies_live_as_long_as_the_call(call):
 
 
 def test_a_module_of_other_sources_is_found_at_the_call():
-    launcher = xlstm_cuda.native._C.mlstm_weights_cpu_float32
-    fields = dict(matrices=0, L=1, beta=0, rise=0, segment=0, W=0, threads=1)
+    launcher = xlstm_cuda.native._C.mlstm_step_cpu_float32
+    tensors = dict.fromkeys(("q", "k", "v", "i", "f", "C", "n", "m", "h", "C_last", "n_last", "m_last"), 0)
+    fields = dict(rows=0, DHQK=1, DHHV=1, **tensors, scale=1.0, eps=0.0, sigmoid_igate=False, normalize=True, threads=1)
     launcher(**fields)
-    with pytest.raises(TypeError, match=r"mlstm_weights_cpu_float32: missing field 'rise'; .*reinstall"):
-        launcher(**{name: value for name, value in fields.items() if name != "rise"})
-    with pytest.raises(TypeError, match=r"mlstm_weights_cpu_float32: unknown field 'eps'; .*reinstall"):
-        launcher(**fields, eps=1.0)
-    with pytest.raises(TypeError, match=r"mlstm_weights_cpu_float32: L: got 1\.5, expected an int"):
-        launcher(**{**fields, "L": 1.5})
+    with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: missing field 'm_last'; .*reinstall"):
+        launcher(**{name: value for name, value in fields.items() if name != "m_last"})
+    with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: unknown field 'L'; .*reinstall"):
+        launcher(**fields, L=1)
+    with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: rows: got 1\.5, expected an int"):
+        launcher(**{**fields, "rows": 1.5})
 
 
 def test_enums_are_parsed_in_one_place(backend):
