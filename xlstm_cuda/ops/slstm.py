@@ -165,8 +165,8 @@ def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int 
 
 def slstm_step(operands: SLSTMOperands, options: SLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step` with an S axis of 1, without gradients; returns h and the new h, c, n, m."""
-    refuse_torch_func("slstm_step")
     if must_dispatch(operands.x):
+        refuse_torch_func("slstm_step")
         h, *last, _, _ = FORWARD.overload(*operands, *options)
     else:
         h, *last, _, _ = _forward_impl(operands, options, single_step=True)
