@@ -9,7 +9,7 @@ WALK, TILE, SCORES, STATE, PRODUCT, CONTAINMENT = (
     f"csrc/mlstm/walk{part}.cuh" for part in ("", "_tile", "_scores", "_state", "_product", "_containment")
 )
 GATES = "csrc/mlstm/gates.cu"
-GRADIENTS = "dQ, dK, dV = dQ[..., :DHQK].contiguous(), dK[..., :DHQK].contiguous(), dV[..., :DHHV].contiguous()\n"
+GRADIENTS = "dq, dk, dv = unpadded(dQ, DHQK), unpadded(dK, DHQK), unpadded(dV, DHHV)\n"
 
 
 def scaled(name: str) -> Bug:
@@ -17,10 +17,12 @@ def scaled(name: str) -> Bug:
 
 
 MUTANTS: dict[str, Bug] = {
-    **{f"{name} x 0.98": scaled(name) for name in ("dQ", "dK", "dV", "di", "df", "dC0", "dn0", "dm0")},
-    "normaliser gradient dropped": (KERNELS, "if exact and options.normalize:", "if False:"),
-    "dn0 zeroed": (KERNELS, GRADIENTS, f"{GRADIENTS}    dn0 = dn0 * 0\n"),
-    "df without the state term": (KERNELS, "border = None if dfinal is None else", "border = None if True else"),
+    **{f"{name} x 0.98": scaled(name) for name in ("dq", "dk", "dv", "di", "df", "dm0")},
+    "dC0 x 0.98": (KERNELS, GRADIENTS, f"{GRADIENTS}    dinitial = dinitial[0] * 0.98, dinitial[1]\n"),
+    "dn0 x 0.98": (KERNELS, GRADIENTS, f"{GRADIENTS}    dinitial = dinitial[0], dinitial[1] * 0.98\n"),
+    "normaliser gradient dropped": (KERNELS, "if options.exact and options.normalize else None", "if False else None"),
+    "dn0 zeroed": (KERNELS, GRADIENTS, f"{GRADIENTS}    dinitial = dinitial[0], dinitial[1] * 0\n"),
+    "df without the state term": (KERNELS, "border = None if dfinal is None or final is None else", "border = None if True else"),
     "last token unmasked": (SCORES, "unsigned(t - j) <= unsigned(t - row_start[h])", "j <= t + 1 && j >= row_start[h]"),
     "reset seen through": (SCORES, "unsigned(t - j) <= unsigned(t - row_start[h])", "j <= t"),
     "barrier after P removed": (WALK, "__syncthreads();  // P is complete; A is free", ""),

@@ -13,7 +13,7 @@ KERNELS, OPS, FORWARD, BACKWARD, PRODUCT, STEP, CELL = (
     "csrc/slstm/step.cu",
     "csrc/slstm/cell.cuh",
 )
-RETURN = "    return dx, dR, db, *(call.unpadded(s) for s in first)\n"
+RETURN = "    return SLSTMGradients(dx, dR, db, *(unpadded(s, call.real_DH) for s in first))\n"
 
 
 def scaled(name: str) -> Bug:
@@ -26,7 +26,7 @@ MUTANTS: dict[str, Bug] = {
     "normaliser gradient dropped": (CELL, "dn -= dy * k.hn;", ""),
     "dm0 without n0 dn0": (BACKWARD, "c0 * dc[e][u] + n0 * dn[e][u]", "c0 * dc[e][u]"),
     "given c0 not seen by the first step": (BACKWARD, "      if (i + 1 != length[e]) continue;\n", "      continue;\n"),
-    "dh ignored": (BACKWARD, "more && p.dh ? 4 : 0", "0"),
+    "dh ignored": (BACKWARD, "more && p.dh.data ? 4 : 0", "0"),
     "dh_last ignored": (BACKWARD, "p.dh_last && real ?", "false ?"),
     "gates of R mixed up in backward": (PRODUCT, "head, gate + 1, out, unit)", "head, gate, out, unit)"),
     "barrier of forward removed": (FORWARD, "__syncthreads();                      // h of step t", "// h of step t"),

@@ -179,3 +179,10 @@ def test_states_are_registered_with_pytree():
         text = torch.utils._pytree.treespec_dumps(spec)
         again = torch.utils._pytree.tree_unflatten(leaves, torch.utils._pytree.treespec_loads(text))
         assert type(again) is type(state) and all(torch.equal(a, b) for a, b in zip(again, state))
+
+
+def test_forward_mode_raises_with_checkpoints_too():
+    case = slstm_cases.make_case(2, 5, 2, 8).to(torch.float32)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"xlstm_cuda: slstm: forward mode AD"):
+        x = torch.autograd.forward_ad.make_dual(case.x, torch.ones_like(case.x))
+        functional.slstm(x, case.R, checkpoint_every=2)

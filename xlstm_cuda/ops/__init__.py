@@ -1,5 +1,6 @@
 """Private torch.library ops and their autograd.
 
-The raw ops have no autograd formula, so calling one directly loses gradients without an error: only the functions of
-`mlstm` and `slstm` call them, from inside a `torch.autograd.Function`. Inputs arrive validated (xlstm_cuda.functional).
+`signatures` lists what they take and give, `library` makes ops of these lists, `launch` turns tensors into addresses. Operands
+arrive validated (xlstm_cuda.functional). Every op carries its gradient, so programs that call one directly, as exported ones do,
+train.
 """

@@ -105,8 +105,8 @@ def must_dispatch(x: Tensor) -> bool:
 
 
 def refuse_torch_func(cell: str) -> None:
-    """RuntimeError inside a transform of torch.func other than functionalize, which autograd.Function knows nothing of."""
-    if torch.compiler.is_compiling():
+    """RuntimeError inside a transform of torch.func other than functionalize: autograd.Function has none of them."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return
     innermost = torch._C._functorch.peek_interpreter_stack()
     if innermost is not None and innermost.key() != torch._C._functorch.TransformType.Functionalize:

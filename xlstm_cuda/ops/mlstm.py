@@ -113,14 +113,18 @@ def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State
 
 def mlstm_step(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm_step`, without gradients; returns h and the new C, n, m."""
-    refuse_torch_func("mlstm_step")
-    if options.backend in KERNEL_BACKENDS:
-        h, C, n, m = STEP.overload(*token, *options) if must_dispatch(token.q) else mlstm_step_kernel.step(token, options)
-        return h, (C, n, m)
     if must_dispatch(token.q):
-        h, *state = _one_step_of_a_sequence(token, options)
-        return h, (state[0], state[1], state[2])
-    return chunkwise.step(*token[:5], token[5:], options)
+        refuse_torch_func("mlstm_step")
+        if options.backend in KERNEL_BACKENDS:
+            h, C, n, m = STEP.overload(*token, *options)
+        else:
+            h, C, n, m = _one_step_of_a_sequence(token, options)
+        return h, (C, n, m)
+    if options.backend in KERNEL_BACKENDS:
+        h, C, n, m = mlstm_step_kernel.step(token, options)
+        return h, (C, n, m)
+    q, k, v, i, f, C, n, m = token
+    return chunkwise.step(q, k, v, i, f, (C, n, m), options)
 
 
 def _one_step_of_a_sequence(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, ...]:

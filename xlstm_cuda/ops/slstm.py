@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import slstm_cpu, slstm_kernels
 from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
@@ -141,8 +142,6 @@ class _CheckpointedSLSTM(torch.autograd.Function):
             weights = torch.cat(dxs[::-1], 1), dR.to(R.dtype), db if b is None else db.to(b.dtype)
         return None, *returned("slstm", (*weights, *dstate, dm0), ctx.needs_input_grad[1:])
 
-    jvp = refuse_forward_mode("slstm")
-
 
 def _chunks(S: int, every: int) -> list[slice]:
     return [slice(start, start + every) for start in range(0, S, every)]
@@ -155,7 +154,7 @@ def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int 
     refuse_torch_func("slstm")
     if not differentiated(*operands):
         h, *last, _, _ = FORWARD(x, *args)
-    elif checkpoint_every is not None and checkpoint_every < x.shape[1]:
+    elif checkpoint_every is not None and checkpoint_every < x.shape[1] and forward_ad._current_level < 0:
         h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)  # type: ignore[no-untyped-call]
     elif must_dispatch(x):
         h, *last, _, _ = FORWARD.overload(*args)
@@ -166,8 +165,8 @@ def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int 
 
 def slstm_step(operands: SLSTMOperands, options: SLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step` with an S axis of 1, without gradients; returns h and the new h, c, n, m."""
-    refuse_torch_func("slstm_step")
     if must_dispatch(operands.x):
+        refuse_torch_func("slstm_step")
         h, *last, _, _ = FORWARD.overload(*operands, *options)
     else:
         h, *last, _, _ = _forward_impl(operands, options, single_step=True)
