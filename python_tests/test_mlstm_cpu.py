@@ -123,6 +123,15 @@ def test_only_the_steps_that_there_are_are_computed(S, dtype):
     assert all(x.isfinite().all() for x in torch.autograd.grad(result.sum(), tensors))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("gates", ["i-inf one token", "i-inf all", "both -inf", "f-inf every 7th", "f-inf all"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_closed_gates_with_a_sigmoid_input_gate_match_reference(normalize, gates, dtype, isa):
+    case = Case(S=70, NH=2, gates=gates, dtype=dtype, state=True)
+    found = errors(replace(case, options={"igate": "sigmoid", "normalize": normalize, "eps": 0.0}))
+    assert max(found.values()) <= (1e-12 if dtype == torch.float64 else 2e-5), found
+
+
 # ---- bitwise promises
 
 

@@ -158,10 +158,14 @@ struct Gates {
 
   bool resets_at(int64_t t) const { return log_f[t] == Wide<Real>(-kInfinity); }
 
-  // Replaces i and f by the slopes of log_i and log_f: sigmoid(-x) = exp(log sigmoid(x) - x), or 1. A reset has none.
+  // Replaces i and f by the slopes of log_i and log_f: sigmoid(-x) = exp(log sigmoid(x) - x), or 1; 0 for a gate that is closed
+  // or resets, whose own gradient is 0.
   void slopes(int64_t steps, bool sigmoid_igate) {
-    for (int64_t t = 0; t < steps; ++t) f[t] = resets_at(t) ? Real(0) : exponential(log_f[t] - f[t], Real());
-    for (int64_t t = 0; t < steps; ++t) i[t] = sigmoid_igate ? exponential(log_i[t] - i[t], Real()) : Real(1);
+    const auto slope = [](Wide<Real> log_sigmoid, Real x) {
+      return log_sigmoid == Wide<Real>(-kInfinity) ? Real(0) : exponential(log_sigmoid - x, Real());
+    };
+    for (int64_t t = 0; t < steps; ++t) f[t] = slope(log_f[t], f[t]);
+    for (int64_t t = 0; t < steps; ++t) i[t] = sigmoid_igate ? slope(log_i[t], i[t]) : Real(1);
   }
 
   // W_tj for one j and a vector of t, 0 where t does not see j.
