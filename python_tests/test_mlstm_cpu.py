@@ -123,14 +123,23 @@ def test_only_the_steps_that_there_are_are_computed(S, dtype):
     assert all(x.isfinite().all() for x in torch.autograd.grad(result.sum(), tensors))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("gates", ["i-inf one token", "i-inf all", "both -inf", "f-inf every 7th", "f-inf all"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_closed_gates_with_a_sigmoid_input_gate_match_reference(normalize, gates, dtype, isa):
+    case = Case(S=70, NH=2, gates=gates, dtype=dtype, state=True)
+    found = errors(replace(case, options={"igate": "sigmoid", "normalize": normalize, "eps": 0.0}))
+    assert max(found.values()) <= (1e-12 if dtype == torch.float64 else 2e-5), found
+
+
 # ---- bitwise promises
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("chunk_size", [16, 32, 64])
-@pytest.mark.parametrize("DHQK,DHHV", [(16, 24), (40, 16), (64, 64)])
-def test_a_split_at_any_multiple_of_the_chunk_size_gives_the_same_bits(DHQK, DHHV, chunk_size, dtype):
-    case = Case(B=3, S=4 * chunk_size + 5, NH=2, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True)
+@pytest.mark.parametrize("B,NH,DHQK,DHHV,tail", [(3, 2, 16, 24, 5), (3, 2, 40, 16, 5), (1, 1, 16, 128, 0), (1, 1, 40, 64, 7)])
+def test_a_split_at_any_multiple_of_the_chunk_size_gives_the_same_bits(B, NH, DHQK, DHHV, tail, chunk_size, dtype):
+    case = Case(B=B, S=3 * chunk_size + tail, NH=NH, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True)
     *operands, C0, n0, m0 = (x.detach() for x in mlstm_cases.inputs(case))
     options = {"return_state": True, "chunk_size": chunk_size, "backend": "cpu"}
     whole, last = functional.mlstm(*operands, state=(C0, n0, m0), **options)

@@ -221,23 +221,19 @@ class Backward {
     dv_.written(first, steps_);
   }
 
-  // di and df (M7a). kept: g (<C_{k-1}, dC_k> + <n_{k-1}, dn_k>). A reset forgets everything, so its own gate has no gradient and
-  // no sum goes across it. sigmoid(-x) = exp(log sigmoid(x) - x).
+  // di and df (M7a). kept: g (<C_{k-1}, dC_k> + <n_{k-1}, dn_k>). No sum goes across a reset.
   void gate_gradients(int64_t first, double kept) {
     for (int64_t t = 0; t < steps_; ++t) {
       written_[t] = kept;
       kept += y_[t];
     }
+    gates_.slopes(steps_, p_.sigmoid_igate);
     double read = 0;
     for (int64_t t = steps_ - 1; t >= 0; --t) {
-      const Real i = *head_.template at<const Real>(p_.i, first + t), f = *head_.template at<const Real>(p_.f, first + t);
-      const bool reset = f == -std::numeric_limits<Real>::infinity();
       read += static_cast<double>(X_row_[t]) - X_column_[t] + x_[t];
-      const Real dlog_f = static_cast<Real>(read + written_[t]);
-      *head_.template at<Real>(p_.df, first + t) = reset ? Real(0) : dlog_f * exponential(gates_.log_f[t] - f, Real());
-      if (reset) read = 0;
-      const Real slope = p_.sigmoid_igate ? exponential(gates_.log_i[t] - i, Real()) : Real(1);
-      *head_.template at<Real>(p_.di, first + t) = (X_column_[t] + X_diagonal_[t] + y_[t]) * slope;
+      *head_.template at<Real>(p_.df, first + t) = static_cast<Real>(read + written_[t]) * gates_.f[t];
+      *head_.template at<Real>(p_.di, first + t) = (X_column_[t] + X_diagonal_[t] + y_[t]) * gates_.i[t];
+      if (gates_.resets_at(t)) read = 0;
     }
   }
 

@@ -86,6 +86,7 @@ XLSTM_DEVICE double exponential(long double x, double) { return std::exp(static_
 // t and j count steps of the chunk. Arrays hold whole vectors.
 template <typename Real>
 struct Gates {
+  Real *i, *f;  // as given
   Wide<Real>*log_i, *log_f;
   Wide<Real>*beta, *rise, *m;                         // log_i_j - b_j;  m_t - b_t;  m_t
   Real *beta_high, *beta_low, *rise_high, *rise_low;  // W_tj = 2^(beta_j - rise_t)
@@ -96,16 +97,17 @@ struct Gates {
   Gates(Scratch& scratch, int64_t L) {
     const int64_t room = whole_vectors<Real>(L);
     for (Wide<Real>** array : {&log_i, &log_f, &beta, &rise, &m}) *array = scratch.take<Wide<Real>>(room);
-    for (Real** array : {&beta_high, &beta_low, &rise_high, &rise_low, &u, &w}) *array = scratch.take<Real>(room);
+    for (Real** array : {&i, &f, &beta_high, &beta_low, &rise_high, &rise_low, &u, &w}) *array = scratch.take<Real>(room);
     seen_until = scratch.take<int64_t>(room);
   }
 
   // i, f: pre-activations of the chunk's steps, without NaN, i < inf. m_before: of the state before it, rounded to Real as a
   // state keeps it, so that a sequence split at a border gives the same bits.
-  void scan(const Real* i, int64_t i_step, const Real* f, int64_t f_step, int64_t steps, Real m_before, bool sigmoid_igate) {
+  void scan(const Real* given_i, int64_t i_step, const Real* given_f, int64_t f_step, int64_t steps, Real m_before,
+            bool sigmoid_igate) {
     for (int64_t t = 0; t < steps; ++t) {
-      log_i[t] = i[t * i_step];
-      log_f[t] = f[t * f_step];
+      log_i[t] = i[t] = given_i[t * i_step];
+      log_f[t] = f[t] = given_f[t * f_step];
     }
     for (int64_t t = 0; t < steps; ++t) log_f[t] = log_sigmoid(log_f[t], Real());
     if (sigmoid_igate) {
@@ -154,6 +156,18 @@ struct Gates {
     }
   }
 
+  bool resets_at(int64_t t) const { return log_f[t] == Wide<Real>(-kInfinity); }
+
+  // Replaces i and f by the slopes of log_i and log_f: sigmoid(-x) = exp(log sigmoid(x) - x), or 1; 0 for a gate that is closed
+  // or resets, whose own gradient is 0.
+  void slopes(int64_t steps, bool sigmoid_igate) {
+    const auto slope = [](Wide<Real> log_sigmoid, Real x) {
+      return log_sigmoid == Wide<Real>(-kInfinity) ? Real(0) : exponential(log_sigmoid - x, Real());
+    };
+    for (int64_t t = 0; t < steps; ++t) f[t] = slope(log_f[t], f[t]);
+    for (int64_t t = 0; t < steps; ++t) i[t] = sigmoid_igate ? slope(log_i[t], i[t]) : Real(1);
+  }
+
   // W_tj for one j and a vector of t, 0 where t does not see j.
   XLSTM_DEVICE Vector<Real> weight(int64_t j, int64_t t) const {
     const Vector<Real> W = exp2<Real>((beta_high[j] - load(rise_high + t)) + (beta_low[j] - load(rise_low + t)));
@@ -178,8 +192,8 @@ struct Gates {
 // (M3): h = r N, with numerator and denominator times exp(min(m, 0)), so that no exponent is positive. active: where |s d| is the
 // larger. A denominator of no normal number is 0, and so is h.
 template <typename Real>
-void normaliser(const Real* s_dot, const Wide<Real>* m, int64_t steps, Real scale, Real eps, bool normalize, Real* r,
-                Real* active) {
+void normaliser(const Real* __restrict__ s_dot, const Wide<Real>* __restrict__ m, int64_t steps, Real scale, Real eps,
+                bool normalize, Real* __restrict__ r, Real* __restrict__ active) {
   for (int64_t t = 0; t < steps; ++t) {
     const bool negative = m[t] < 0;
     const Real e = exponential(negative ? m[t] : -m[t], Real()), shrink = negative ? e : Real(1), floor = negative ? Real(1) : e;

@@ -162,6 +162,22 @@ void pack_matrix(const Real* from, int64_t padded_columns, int64_t rows, int64_t
   }
 }
 
+// Whether rows hold only finite numbers. Several sums, because one would wait for itself.
+template <typename Real>
+struct Finite {
+  Vector<Real> sum[4] = {};
+
+  XLSTM_DEVICE void add(const Real* row, int64_t columns) {
+    int64_t column = 0;
+    for (; column + 4 * kLanes<Real> <= columns; column += 4 * kLanes<Real>) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sum[i] += load(row + column + i * kLanes<Real>) * Real(0);
+    }
+    for (; column < columns; column += kLanes<Real>) sum[0] += load(row + column) * Real(0);
+  }
+  XLSTM_DEVICE bool all() const { return sum_of<Real>((sum[0] + sum[1]) + (sum[2] + sum[3])) == 0; }
+};
+
 // The steps before the first that holds a NaN, or an infinity other than a gate's that forgets nothing, forgets everything or is
 // closed. A product multiplies a NaN with the zeros of steps that it comes after, so neither that step nor a later one is
 // computed.
@@ -169,23 +185,23 @@ template <typename Real>
 int64_t sound_steps(const MlstmInputs<Real>& p, const Head<Real>& head, Rows<const Real> K, Rows<const Real> V, int64_t first,
                     int64_t steps) {
   constexpr Real infinity = std::numeric_limits<Real>::infinity();
-  const auto of_row = [&](const Real* x, int64_t columns, Vector<Real> seen) {
-    for (int64_t column = 0; column < columns; column += kLanes<Real>) seen += load(x + column) * Real(0);
-    return seen;
-  };
   const auto sound_gates = [&](int64_t t) {
     const Real i = *head.template at<const Real>(p.i, first + t), f = *head.template at<const Real>(p.f, first + t);
     return i < infinity && f == f;
   };
-  Vector<Real> seen = {};
+  Finite<Real> finite;
   bool sound = true;
   for (int64_t t = 0; t < steps; ++t) {
-    seen = of_row(V.at(t), head.DV, of_row(K.at(t), head.DK, seen));
+    finite.add(K.at(t), head.DK);
+    finite.add(V.at(t), head.DV);
     sound &= sound_gates(t);
   }
-  if (sound && sum_of<Real>(seen) == 0) return steps;
+  if (sound && finite.all()) return steps;
   for (int64_t t = 0; t < steps; ++t) {
-    if (!sound_gates(t) || sum_of<Real>(of_row(V.at(t), head.DV, of_row(K.at(t), head.DK, Vector<Real>{}))) != 0) return t;
+    Finite<Real> alone;
+    alone.add(K.at(t), head.DK);
+    alone.add(V.at(t), head.DV);
+    if (!sound_gates(t) || !alone.all()) return t;
   }
   return steps;
 }

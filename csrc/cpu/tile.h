@@ -116,9 +116,14 @@ XLSTM_DEVICE void row_dots(const Real* x, int64_t ldx, const Real* y, int64_t ld
     Vector<Real> sums[lanes] = {};
     for (int i = 0; i < lanes && row + i < rows; ++i) {
       const Real *const a = x + (row + i) * ldx, *const b = y + (row + i) * ldy;
-      Vector<Real> sum = {};
-      for (int64_t column = 0; column < columns; column += lanes) sum += load(a + column) * load(b + column);
-      sums[i] = sum;
+      Vector<Real> even = {}, odd = {};
+      int64_t column = 0;
+      for (; column + 2 * lanes <= columns; column += 2 * lanes) {
+        even += load(a + column) * load(b + column);
+        odd += load(a + column + lanes) * load(b + column + lanes);
+      }
+      if (column < columns) even += load(a + column) * load(b + column);
+      sums[i] = even + odd;
     }
     store(out + row, sum_each<Real>(sums));
   }
