@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config, items):
     import ptx_backend
 
     for item in items:
-        if reason := config.without_ptx or ptx_backend.NOT_MODELLED.get(item.originalname):
+        if reason := config.without_ptx or ptx_backend.not_here(item):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

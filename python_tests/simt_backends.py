@@ -36,7 +36,7 @@ def skip_unless_traced() -> None:
 
 
 def has_sm90(backend: str) -> bool:
-    return backend == "simt" or torch.cuda.get_device_capability() >= (9, 0)
+    return simt.current().sm >= 90 if backend == "simt" else torch.cuda.get_device_capability() >= (9, 0)
 
 
 def run_primitive(backend: str, name: str, words: Any, out_words: int, n: int = 0, fill: int = 0xFFFFFFFF) -> np.ndarray:

@@ -112,7 +112,11 @@ FAULTS = {
     "unknown opcode": ("tanh.approx.f32 %f1, %f2;", {}, "unknown instruction: tanh.approx.f32"),
     "one word outside": ("st.global.u32 [%rd3+4], %r1;", {}, "lane 31: 4 bytes at .* outside every tensor"),
     "misaligned": ("ld.global.u32 %r2, [%rd3+2];", {}, "lane 0: misaligned address"),
-    "shared memory outside": ("st.shared.u32 [%r1], %r1;", {"shared_bytes": 64}, "of 64 bytes of shared memory"),
+    "shared memory outside": (
+        "st.shared.u32 [%r1], %r1;",
+        {"shared_bytes": 64, "head": ".shared .align 4 .b8 of_another_kernel[4096];"},
+        "of 64 bytes of shared memory",
+    ),
     "nobody wrote the register": ("st.global.u32 [%rd3], %r9;", {}, "stores a value that nobody wrote"),
     "nobody wrote the guard": ("@%p3 st.global.u32 [%rd3], %r1;", {}, "the guard is a predicate that nobody wrote"),
     "nobody wrote the shared word": (

@@ -470,7 +470,10 @@ std::unique_ptr<Kernel> parse_kernel(const std::string& module, const std::strin
     k->dynamic_align = std::max(k->dynamic_align, v.align);
     parser.add_dynamic(v.name);
   });
-  declarations(before, "\n.shared", [&](const std::vector<std::string>& w) { parser.add_shared(shared_variable(w)); });
+  declarations(before, "\n.shared", [&](const std::vector<std::string>& w) {  // those of other kernels are not this one's
+    const SharedVariable v = shared_variable(w);
+    if (text.find(v.name) != std::string::npos) parser.add_shared(v);
+  });
   const size_t parenthesis = head.find('(');
   if (parenthesis != std::string::npos)
     parse_parameters(head.substr(parenthesis + 1, head.find(')') - parenthesis - 1), *k, parser);
