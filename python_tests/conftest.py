@@ -1,5 +1,7 @@
 """Fixtures of every test: uninitialised memory is NaN, random numbers are seeded, one thread whatever the machine.
 
+--ptx=90a lets backend "simt" run nvcc's PTX (ptx_backend.py).
+
 XLSTM_PLAYED_GPU="A100", "RTX 4090" or "H100" lets the host executor play a GPU for the tests of backend "cuda" (played_gpu.py),
 XLSTM_PLAYED_SAMPLE=2 takes the first and at most one other of the cases of every test.
 """
@@ -14,6 +16,12 @@ import torch
 GPU = os.environ.get("XLSTM_PLAYED_GPU")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--ptx", metavar="80|90a|100f|120f", help='backend "simt" runs nvcc\'s PTX of this architecture (docs/ptx.md)'
+    )
+
+
 def pytest_configure(config):
     """Before any test file is imported: they look for a device then."""
     if GPU:
@@ -22,11 +30,35 @@ def pytest_configure(config):
         stack = ExitStack()
         stack.enter_context(played_gpu.played(played_gpu.GPUS[GPU]))
         config.add_cleanup(stack.close)
+    config.without_ptx = ""  # why the option cannot be followed here
+    if target := config.getoption("--ptx"):
+        import ptx_backend
+
+        if target not in ptx_backend.TARGETS:
+            raise pytest.UsageError(f"--ptx: got {target!r}, expected one of {', '.join(ptx_backend.TARGETS)}")
+        try:
+            ptx_backend.play(target)
+        except ImportError as error:
+            config.without_ptx = str(error)
+
+
+def pytest_report_header(config):
+    if target := config.getoption("--ptx"):
+        return config.without_ptx or f'backend "simt" of this run: nvcc\'s PTX for sm_{target}, interpreted'
 
 
 def pytest_collection_modifyitems(config, items):
-    if not GPU:
-        return
+    if GPU:
+        choose_what_is_played(config, items)
+    if config.getoption("--ptx"):
+        import ptx_backend
+
+        for item in items:
+            if reason := config.without_ptx or ptx_backend.not_here(item):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def choose_what_is_played(config, items):
     import played_gpu
 
     for item in items:
@@ -59,40 +91,6 @@ def played_device():
 
     with played_gpu.modes():
         yield
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--ptx", metavar="80|90a|100f|120f", help='backend "simt" runs nvcc\'s PTX of this architecture (docs/ptx.md)'
-    )
-
-
-def pytest_configure(config):
-    config.without_ptx = ""  # why the option cannot be followed here
-    if target := config.getoption("--ptx"):
-        import ptx_backend
-
-        if target not in ptx_backend.TARGETS:
-            raise pytest.UsageError(f"--ptx: got {target!r}, expected one of {', '.join(ptx_backend.TARGETS)}")
-        try:
-            ptx_backend.play(target)
-        except ImportError as error:
-            config.without_ptx = str(error)
-
-
-def pytest_report_header(config):
-    if target := config.getoption("--ptx"):
-        return config.without_ptx or f'backend "simt" of this run: nvcc\'s PTX for sm_{target}, interpreted'
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--ptx"):
-        return
-    import ptx_backend
-
-    for item in items:
-        if reason := config.without_ptx or ptx_backend.not_here(item):
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

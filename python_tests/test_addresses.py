@@ -17,6 +17,7 @@ import xlstm_cuda
 from xlstm_cuda import backends, functional
 from xlstm_cuda.blocks.conv import CausalConv1d
 from xlstm_cuda.ops.launch import Call
+from xlstm_cuda.ops.signatures import MLSTMOptions
 
 OPS = Path(functional.__file__).parent / "ops"
 
@@ -296,7 +297,8 @@ def test_copies_live_as_long_as_the_call(call):
 def test_a_module_of_other_sources_is_found_at_the_call():
     launcher = xlstm_cuda.native._C.mlstm_step_cpu_float32
     tensors = dict.fromkeys(("q", "k", "v", "i", "f", "C", "n", "m", "h", "C_last", "n_last", "m_last"), 0)
-    fields = dict(rows=0, DHQK=1, DHHV=1, **tensors, scale=1.0, eps=0.0, sigmoid_igate=False, normalize=True, threads=1)
+    options = MLSTMOptions(scale=1.0, igate="exp", normalize=True, eps=0.0, backend="cpu")
+    fields = dict(rows=0, DHQK=1, DHHV=1, **tensors, options=options, threads=1)
     launcher(**fields)
     with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: missing field 'm_last'; .*reinstall"):
         launcher(**{name: value for name, value in fields.items() if name != "m_last"})

@@ -10,8 +10,9 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from xlstm_cuda import functional
+from xlstm_cuda.ops.signatures import MLSTMOptions
 
-OPTIONS = (0.25, "exp", True, 1e-6, None, True, "cpu")
+OPTIONS = MLSTMOptions(scale=0.25, igate="exp", normalize=True, eps=1e-6, backend="cpu")
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])

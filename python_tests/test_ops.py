@@ -11,10 +11,10 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from xlstm_cuda import backends, functional, mLSTM, sLSTM
+from xlstm_cuda.ops.signatures import MLSTMOptions
 
 #: Everything torch.library.opcheck knows, AOT with static shapes included, which is not among its defaults.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic")
-MLSTM_OPTIONS = (0.25, "exp", True, 1e-6, None, True)
 
 
 @pytest.fixture(params=["cpu", "simt", "cuda"])
@@ -23,6 +23,10 @@ def backend(request) -> str:
     if not found:
         pytest.skip(found.reason)
     return request.param
+
+
+def mlstm_options(backend: str) -> MLSTMOptions:
+    return MLSTMOptions(scale=0.25, igate="exp", normalize=True, eps=1e-6, backend=backend)
 
 
 def opcheck(name: str, *operands) -> None:
@@ -52,17 +56,17 @@ def slstm_operands(backend, state):
 
 def check_mlstm_sequence(backend, state=True, lengths=None):
     operands = mlstm_operands(backend, state, lengths)
-    opcheck("mlstm_forward", *operands, *MLSTM_OPTIONS, backend)
-    h, C, n, _, dot = torch.ops.xlstm_cuda.mlstm_forward(*operands, *MLSTM_OPTIONS, backend)
+    opcheck("mlstm_forward", *operands, *mlstm_options(backend))
+    h, C, n, _, dot = torch.ops.xlstm_cuda.mlstm_forward(*operands, *mlstm_options(backend))
     incoming = (torch.randn_like(h), torch.randn_like(C), torch.randn_like(n))
-    opcheck("mlstm_backward", *incoming, *operands, h, dot, C, n, *MLSTM_OPTIONS, backend)
+    opcheck("mlstm_backward", *incoming, *operands, h, dot, C, n, *mlstm_options(backend))
 
 
 def check_mlstm_step(backend):
     if backend not in mlstm_cases.KERNELS:
         pytest.skip(f"on backend {backend} the step is plain PyTorch, no op")
     q, k, v, i, f, *state, _ = mlstm_operands(backend, True, None)
-    opcheck("mlstm_step", *(x[:, 0] for x in (q, k, v, i, f)), *state, *MLSTM_OPTIONS, backend)
+    opcheck("mlstm_step", *(x[:, 0] for x in (q, k, v, i, f)), *state, *mlstm_options(backend))
 
 
 def check_slstm_sequence(backend, state=True):

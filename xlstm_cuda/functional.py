@@ -83,7 +83,10 @@ def mlstm(
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
     numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
-    options = MLSTMOptions(*numeric, chunk_size, normalizer_grad == "exact", return_state, resolve(backend, q.device))
+    options = MLSTMOptions(
+        *numeric, chunk_size=chunk_size, exact=normalizer_grad == "exact", return_state=return_state,
+        backend=resolve(backend, q.device),
+    )  # fmt: skip
 
     if options.backend == "reference":
         inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]
@@ -128,7 +131,7 @@ def mlstm_step(
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, _, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, ")
     numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
-    options = MLSTMOptions(*numeric, None, True, resolve(backend, q.device))
+    options = MLSTMOptions(*numeric, backend=resolve(backend, q.device))
     initial = _mlstm_state(state, B, NH, DHQK, DHHV, q)
     if options.backend != "reference" and not differentiated(q, k, v, i, f, *initial):
         h, last = mlstm_ops.mlstm_step(MLSTMToken(q, k, v, i, f, *initial), options)

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/view.h"
+#include "cpu/mlstm_options.h"
 
 namespace xlstm::cpu {
 
@@ -16,21 +17,20 @@ enum class Storage {
 
 // What forward and backward have in common.
 template <typename Real>
-struct MlstmInputs {
+struct MlstmInputs : MlstmOptions<Real> {
   int64_t B = 0, S = 0, NH = 0, DHQK = 0, DHHV = 0;
   int64_t L = 0;                        // steps of a chunk
   int64_t N = 0;                        // sequences: B, or those between the borders
   const int32_t* cu_seqlens = nullptr;  // (N + 1) borders of sequences on S, with B = 1; or null
   Storage storage = Storage::kReal;
-  Real scale = 1, eps = 0;
-  bool sigmoid_igate = false, normalize = true;
   View<> q, k, v, i, f;                                    // (B, S, NH, D) of storage, (B, S, NH) of Real
   const Real *C0 = nullptr, *n0 = nullptr, *m0 = nullptr;  // (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH); or null: fresh
 };
 template <class R, typename Real>
 void read(R& r, MlstmInputs<Real>& p) {
-  r("B", p.B)("S", p.S)("NH", p.NH)("DHQK", p.DHQK)("DHHV", p.DHHV)("L", p.L)("N", p.N)("cu_seqlens", p.cu_seqlens)("storage", p.storage);
-  r("scale", p.scale)("eps", p.eps)("sigmoid_igate", p.sigmoid_igate)("normalize", p.normalize);
+  r("B", p.B)("S", p.S)("NH", p.NH)("DHQK", p.DHQK)("DHHV", p.DHHV)("L", p.L)("N", p.N)("cu_seqlens", p.cu_seqlens)("storage",
+                                                                                                                    p.storage);
+  r("options", static_cast<MlstmOptions<Real>&>(p));
   r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C0", p.C0)("n0", p.n0)("m0", p.m0);
 }
 

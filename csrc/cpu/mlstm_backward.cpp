@@ -94,7 +94,7 @@ class Backward {
 
   void scan(int64_t first, Real m) {
     gates_.scan(head_.template at<const Real>(p_.i, first), p_.i.step, head_.template at<const Real>(p_.f, first), p_.f.step,
-                steps_, m, p_.sigmoid_igate);
+                steps_, m, p_.sigmoid_igate());
   }
 
   double inner_product(const Real* x, const Real* dx, int64_t count) const {
@@ -227,7 +227,7 @@ class Backward {
       written_[t] = kept;
       kept += y_[t];
     }
-    gates_.slopes(steps_, p_.sigmoid_igate);
+    gates_.slopes(steps_, p_.sigmoid_igate());
     double read = 0;
     for (int64_t t = steps_ - 1; t >= 0; --t) {
       read += static_cast<double>(X_row_[t]) - X_column_[t] + x_[t];

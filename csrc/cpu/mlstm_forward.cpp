@@ -42,7 +42,7 @@ class Forward {
       if (steps_ < head_.steps_of(chunk)) sound = first + steps_;
       if (steps_ == 0) break;
       gates_.scan(head_.template at<const Real>(p_.i, first), p_.i.step, head_.template at<const Real>(p_.f, first), p_.f.step,
-                  steps_, m, p_.sigmoid_igate);
+                  steps_, m, p_.sigmoid_igate());
       scores(first, state);
       outputs(first, state);
       if (!p_.C && chunk + 1 == head_.chunks) break;  // nobody reads the state

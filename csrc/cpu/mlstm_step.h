@@ -2,25 +2,25 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/mlstm_options.h"
+
 namespace xlstm::cpu {
 
 // A row is one head of one sequence. All tensors are contiguous: q, k (rows, DHQK), v (rows, DHHV), i, f, m (rows),
 // C (rows, DHQK, DHHV), n (rows, DHQK), h (rows, DHHV). The *_last are the new state and never alias the old one.
 template <typename Real>
-struct MlstmStep {
+struct MlstmStep : MlstmOptions<Real> {
   int64_t rows = 0, DHQK = 0, DHHV = 0;
   const Real *q = nullptr, *k = nullptr, *v = nullptr, *i = nullptr, *f = nullptr;
   const Real *C = nullptr, *n = nullptr, *m = nullptr;
   Real *h = nullptr, *C_last = nullptr, *n_last = nullptr, *m_last = nullptr;
-  Real scale = 1, eps = 0;
-  bool sigmoid_igate = false, normalize = true;
 };
 template <class R, typename Real>
 void read(R& r, MlstmStep<Real>& p) {
   r("rows", p.rows)("DHQK", p.DHQK)("DHHV", p.DHHV);
   r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C", p.C)("n", p.n)("m", p.m);
   r("h", p.h)("C_last", p.C_last)("n_last", p.n_last)("m_last", p.m_last);
-  r("scale", p.scale)("eps", p.eps)("sigmoid_igate", p.sigmoid_igate)("normalize", p.normalize);
+  r("options", static_cast<MlstmOptions<Real>&>(p));
 }
 
 template <typename Real>

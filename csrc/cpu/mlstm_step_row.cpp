@@ -37,9 +37,9 @@ void mlstm_step_row(const MlstmStep<Real>& p, int64_t row) {
   Real* const n_last = p.n_last + row * p.DHQK;
   Real* const __restrict__ h = p.h + row * p.DHHV;
 
-  const double log_f = log_sigmoid(p.f[row]), log_i = p.sigmoid_igate ? log_sigmoid(p.i[row]) : p.i[row];
+  const double log_f = log_sigmoid(p.f[row]), log_i = p.sigmoid_igate() ? log_sigmoid(p.i[row]) : p.i[row];
   const double kept = log_f + p.m[row];
-  double m = p.sigmoid_igate ? 0.0 : larger(kept, log_i);
+  double m = p.sigmoid_igate() ? 0.0 : larger(kept, log_i);
   if (m == -std::numeric_limits<double>::infinity()) m = 0;  // both gates closed on a fresh state leave it fresh
   m = static_cast<Real>(m);                                  // as it is stored, so that the next step continues from this one
   const Real forget = static_cast<Real>(std::exp(kept - m)), write = static_cast<Real>(std::exp(log_i - m));

@@ -14,10 +14,10 @@ class MLSTMOptions(NamedTuple):
     igate: str
     normalize: bool
     eps: float
+    backend: str  #: without a default: a list that slips by one place is an error, not another backend
     chunk_size: int | None = None
     exact: bool = True  #: normalizer_grad="exact"
     return_state: bool = True  #: False: nobody reads the final state, and backend "cpu" leaves it out
-    backend: str = "cpu"
 
 
 class MLSTMOperands(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...native import _C
 from ..launch import CPUCall
@@ -38,9 +37,7 @@ def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
     return MLSTMResults(h, C, n, m, dot)
 
 
-def backward(
-    incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions
-) -> MLSTMGradients:
+def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
     """dC0, dn0, dm0 are empty unless a state is given. A missing incoming gradient is zero."""
     q, k, v, i, f, C0, *_ = operands
     dtype = state_dtype(q)
@@ -82,8 +79,7 @@ def _inputs(call: CPUCall, operands: MLSTMOperands, options: MLSTMOptions) -> di
         "threads": torch.get_num_threads(), "B": B, "S": S, "NH": NH, "DHQK": DHQK, "DHHV": DHHV,
         "L": options.chunk_size or (64 if max(DHQK, DHHV) < _WIDE else 128),
         "N": B if cu_seqlens is None else len(cu_seqlens) - 1, "cu_seqlens": call.address(cu_seqlens, torch.int32),
-        "storage": _STORAGE.get(q.dtype, "real"), "scale": options.scale, "eps": options.eps,
-        "sigmoid_igate": options.igate == "sigmoid", "normalize": options.normalize,
+        "storage": _STORAGE.get(q.dtype, "real"), "options": options,
         "q": call.view(q, q.dtype), "k": call.view(k, q.dtype), "v": call.view(v, q.dtype),
         "i": call.elements(call.converted(i, dtype), dtype), "f": call.elements(call.converted(f, dtype), dtype),
         "C0": call.address(C0, dtype), "n0": call.address(n0, dtype), "m0": call.address(m0, dtype),

@@ -30,7 +30,6 @@ def step(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, op
         q=address(q, dtype), k=address(k, dtype), v=address(v, dtype), i=address(i, dtype), f=address(f, dtype),
         C=address(C, dtype), n=address(n, dtype), m=address(m, dtype),
         h=result(h), C_last=result(C_last), n_last=result(n_last), m_last=result(m_last),
-        scale=options.scale, eps=options.eps, sigmoid_igate=options.igate == "sigmoid", normalize=options.normalize,
-        threads=torch.get_num_threads(),
+        options=options, threads=torch.get_num_threads(),
     )  # fmt: skip
     return h if given is dtype else h.to(given), (C_last, n_last, m_last)
