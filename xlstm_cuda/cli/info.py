@@ -136,4 +136,5 @@ def _threads() -> dict[str, Any]:
         "torch": torch.get_num_threads(),
         "torch between operations": torch.get_num_interop_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
     }

@@ -15,7 +15,7 @@ def importing() -> None:
 
     No exception: imports of other packages catch them, or turn them into others. Every other process keeps its handling.
     """
-    if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         try:
             signal.signal(signal.SIGINT, _end)
         except ValueError:  # not the main thread
@@ -28,7 +28,7 @@ def imported() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _is_the_command() -> bool:
+def is_the_command() -> bool:
     """`python -m xlstm_cuda`, which has "-m" for its name until __main__ is found, or the script of the same command."""
     arguments = getattr(sys, "argv", [])  # absent where Python is embedded
     if arguments[:1] == ["-m"]:

@@ -30,10 +30,11 @@ def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
             for last, first in zip((C, n, m), (operands.C0, operands.n0, operands.m0)):
                 last.zero_() if first is None else last.copy_(first)
         return MLSTMResults(h, C, n, m, dot)
-    last = [call.result(x if options.return_state else None) for x in (C, n, m)]
+    wanted = options.return_state
     _FORWARD[dtype](
-        **_inputs(call, operands, options), h=call.result_view(h), C=last[0], n=last[1], m=last[2], dot=call.result(dot)
-    )
+        **_inputs(call, operands, options), h=call.result_view(h), dot=call.result(dot),
+        C=call.result(C if wanted else None), n=call.result(n if wanted else None), m=call.result(m if wanted else None),
+    )  # fmt: skip
     return MLSTMResults(h, C, n, m, dot)
 
 
@@ -62,13 +63,14 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
 
 def _gradients_of_nothing(incoming: MLSTMIncoming, operands: MLSTMOperands) -> MLSTMGradients:
     """No step: the state passes through."""
-    gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in operands[:5]]
+    dq, dk, dv, di, df = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in operands[:5])
     C0, n0 = operands.C0, operands.n0
     if C0 is None or n0 is None:
-        return MLSTMGradients(*gradients, *(operands.q.new_empty(shape, dtype=state_dtype(operands.q)) for shape in EMPTY))
+        dC0, dn0, dm0 = (operands.q.new_empty(shape, dtype=state_dtype(operands.q)) for shape in EMPTY)
+        return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)
     dC = torch.zeros_like(C0) if incoming.dC is None else incoming.dC.clone()
     dn = torch.zeros_like(n0) if incoming.dn is None else incoming.dn.clone()
-    return MLSTMGradients(*gradients, dC, dn, (C0 * dC).sum((-1, -2)) + (n0 * dn).sum(-1))
+    return MLSTMGradients(dq, dk, dv, di, df, dC, dn, (C0 * dC).sum((-1, -2)) + (n0 * dn).sum(-1))
 
 
 def _inputs(call: CPUCall, operands: MLSTMOperands, options: MLSTMOptions) -> dict[str, Any]:
