@@ -92,7 +92,7 @@ def test_every_message_in_the_table_of_errors_is_said_somewhere():
     table = text.split("## What an error means")[1].split("\n## ")[0]
     said = re.findall(r"^\| `([^`]+)` \|", table, re.M)
     assert len(said) >= 10
-    files = [*(ROOT / "cmake").glob("*"), *(ROOT / "xlstm_cuda").rglob("*.py")]
+    files = [*(ROOT / "cmake").glob("*"), *(ROOT / "xlstm_cuda").rglob("*.py"), *(ROOT / "csrc/python").glob("*")]
     sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file()))
     of_others = {"cudaErrorInsufficientDriver", "unsupported GNU version"}  # the CUDA runtime, nvcc
     for message in said:
