@@ -24,6 +24,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Before any test file is imported: they look for a device then."""
+    if GPU and config.getoption("--ptx"):
+        raise pytest.UsageError("--ptx and XLSTM_PLAYED_GPU: both take the executor's place, expected one of them")
     if GPU:
         import played_gpu
 

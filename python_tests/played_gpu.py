@@ -293,7 +293,7 @@ def numbers(values: Any) -> Iterator[int]:
 class Stream:
     """Everything is in order already."""
 
-    cuda_stream = STREAM
+    cuda_stream, device_index = STREAM, 0
 
     def wait_stream(self, _: Stream) -> None: ...
     def synchronize(self) -> None: ...

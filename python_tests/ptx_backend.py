@@ -50,7 +50,7 @@ def not_here(item: pytest.Function) -> str:
 def load() -> ModuleType:
     """The interpreter's module; ImportError, with the reason, where it was not built."""
     try:
-        return native._check_abi(importlib.import_module("xlstm_cuda._ptx"))
+        return native._check_fields(importlib.import_module("xlstm_cuda._ptx"))
     except ModuleNotFoundError as error:
         raise ImportError("the PTX interpreter _ptx is not in this build; reinstall with XLSTM_PTX=ON where nvcc is") from error
 
@@ -93,6 +93,8 @@ def play(target: str) -> None:
         asked = simt.current()
         if asked.mma == "hopper" or asked.races or asked.sanitize or simt._launches is not None:
             pytest.skip("ptx: the interpreter has no truncating products, no profile; races are XLSTM_PTX_RACES=1")
+        if asked.largest_cluster != simt.Options.largest_cluster:
+            pytest.skip("ptx: every cluster of the architecture fits; what fits is asked once per device and kernel")
         configure(
             interpreter,
             cards[asked.sm],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import xlstm_cuda
 from xlstm_cuda import backends, native
-from xlstm_cuda.backends import cuda_problem, resolve
+from xlstm_cuda.backends import _lasting_cuda_problem, resolve
 
 CUDA = torch.device("cuda", 0)
 
@@ -26,10 +27,10 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: "NVIDIA H100")
-        cuda_problem.cache_clear()
+        _lasting_cuda_problem.cache_clear()
 
     yield configure
-    cuda_problem.cache_clear()
+    _lasting_cuda_problem.cache_clear()
 
 
 def refused(*parts: str) -> None:
@@ -73,6 +74,19 @@ def test_a_gpu_that_works_is_asked_once(machine, monkeypatch):
     assert resolve(None, CUDA) == resolve("cuda", CUDA) == "cuda" and backends()["cuda"]
     assert resolve(None, torch.device("cuda", 1)) == "cuda"
     assert asked == [0, 1]
+
+
+def test_a_passing_error_is_asked_again(machine):
+    machine("cudaErrorMemoryAllocation", "out of memory")
+    refused("out of memory")
+    native._C.cuda_problem = lambda index: ("", "")  # the fixture takes it back
+    assert resolve(None, CUDA) == "cuda"
+
+
+def test_fake_cuda_tensors_need_no_kernels(machine):
+    machine(architectures="")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert resolve(None, CUDA) == "cuda"
 
 
 def test_the_reference_takes_cuda_tensors_anywhere(machine):

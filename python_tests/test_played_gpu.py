@@ -63,8 +63,12 @@ def test_tensors_of_two_devices_do_not_mix(h100):
 def test_a_kernel_cannot_read_memory_of_the_host(h100, monkeypatch):
     torch_empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: torch_empty(*size, **{**options, "device": "cpu"}))
-    with torch.no_grad(), pytest.raises(AssertionError, match="is of no tensor on the GPU"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="on cpu, expected"):
         functional.mlstm(*operands())
+    host = torch_empty(8, device="cpu")
+    fields = dict(rows=1, C_size=4, n_size=0, C=host.data_ptr(), D=0, n=0, d=0, out=0, stream=(0, 0))
+    with pytest.raises(AssertionError, match="is of no tensor on the GPU"):
+        native._C.mlstm_state_dots(**fields)
 
 
 def test_a_capture_forbids_what_waits_for_the_device(h100):

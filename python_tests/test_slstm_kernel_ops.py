@@ -140,7 +140,7 @@ def test_borders_outside_the_steps_count_as_the_nearest(cell, backend, monkeypat
         call = functools.partial(functional.slstm, *tensors)
 
     def results(borders: list[int]) -> tuple[torch.Tensor, ...]:
-        h, last = call(return_state=True, cu_seqlens=torch.tensor(borders, dtype=torch.int32, device=device), backend=backend)
+        h, last = call(return_state=True, cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device), backend=backend)
         return h, *last, *torch.autograd.grad((h.sum() + last[1].sum()), tensors)
 
     with slstm_kernels.forced_kernel("grid") if "grid" in cell else contextlib.nullcontext():

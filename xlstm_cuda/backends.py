@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from torch._guards import detect_fake_mode
 
 from . import native
 
@@ -61,9 +62,20 @@ def _device_name(index: int) -> str:
     return f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}"
 
 
-@functools.cache
+class _Passing(Exception):
+    """A problem that may be gone the next time: exceptions are not kept by the cache."""
+
+
 def cuda_problem(index: int) -> str:
-    """Why the kernels cannot run on this CUDA device, and what helps; "" where they can. Asked once per device."""
+    """Why the kernels cannot run on this CUDA device, and what helps; "" where they can. A lasting answer is asked for once."""
+    try:
+        return _lasting_cuda_problem(index)
+    except _Passing as problem:
+        return str(problem)
+
+
+@functools.cache
+def _lasting_cuda_problem(index: int) -> str:
     if problem := _without_kernels():
         return problem
     device, (major, minor) = _device_name(index), torch.cuda.get_device_capability(index)
@@ -83,7 +95,7 @@ def cuda_problem(index: int) -> str:
             f"{device}: this build has no code for it, only for {native._C.cuda_architectures} ({words}); reinstall from source"
             f" with CUDAARCHS={major}{minor} XLSTM_CUDA=ON"
         )
-    return f"{device}: {error}: {words}"
+    raise _Passing(f"{device}: {error}: {words}")
 
 
 def _simt() -> Backend:
@@ -114,7 +126,8 @@ def resolve(backend: str | None, device: torch.device) -> str:
             raise ValueError(f"backend 'cuda' takes CUDA tensors, got tensors on {device}")
         raise RuntimeError(f"backend 'cuda' is not usable here: {found.reason}")
     if backend == "cuda" and device.type == "cuda" and not torch.compiler.is_compiling():
-        if problem := cuda_problem(device.index or 0):
+        problem = cuda_problem(device.index or 0)
+        if problem and not detect_fake_mode():  # tensors without memory: nothing runs
             raise RuntimeError(f"backend 'cuda' is not usable here: {problem} (backend='reference' takes CUDA tensors anywhere)")
     if backend == "simt" and not torch.compiler.is_compiling() and not (found := _simt()):  # a compiler cannot trace an import
         raise RuntimeError(f"backend 'simt' is not usable here: {found.reason}")

@@ -44,13 +44,14 @@ if not hasattr(native._C, "run_primitive"):
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.install", description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="90a-real", help="as CUDAARCHS takes it")
+    parser.add_argument("--bounded-waits", action="store_true", help="a wait in a kernel that nobody ends names its line")
     parser.add_argument("--rehearse", type=Path, metavar="FOLDER", help="a build for the CPU, into this folder")
     options = parser.parse_args(arguments)
-    return rehearse(options.rehearse) if options.rehearse else install(options.architecture)
+    return rehearse(options.rehearse) if options.rehearse else install(options.architecture, options.bounded_waits)
 
 
-def install(architecture: str) -> int:
-    wanted = {"sources": sources(BUILT), "architecture": architecture, "python": sys.version}
+def install(architecture: str, bounded_waits: bool = False) -> int:
+    wanted = {"sources": sources(BUILT), "architecture": architecture, "bounded waits": bounded_waits, "python": sys.version}
     if installed() == wanted:
         print(f"installed already from sources {wanted['sources']} for {architecture}")
     else:
@@ -58,6 +59,7 @@ def install(architecture: str) -> int:
             print("cannot build: " + "; ".join(lacking))
             return 1
         switches = {"XLSTM_SELFTEST": "ON", "XLSTM_CUDA": "ON", "XLSTM_SIMT": "OFF", "CUDAARCHS": architecture}
+        switches["XLSTM_BOUNDED_WAITS"] = "ON" if bounded_waits else "OFF"
         if status := build(switches, ROOT / "build/gpu" / architecture):
             return status
         if place := module():

@@ -22,6 +22,17 @@ import pytest
 LARGEST_NUMBER = 1 << 32  #: above are addresses, which tell a reader nothing
 
 
+def telling(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a launch without addresses; of a view, which begins with one, the strides are left."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(one for one in map(told, value) if one is not None)
+        return None if isinstance(value, int) and not -LARGEST_NUMBER < value < LARGEST_NUMBER else value
+
+    return {name: short for name, value in fields.items() if (short := told(value)) not in (None, 0)}
+
+
 class Watch:
     """Writes the events of one process."""
 
@@ -80,8 +91,7 @@ class Watch:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if "stream" in kwargs:
-                told = {key: value for key, value in kwargs.items() if not isinstance(value, int) or 0 < value < LARGEST_NUMBER}
-                self.write(launch=name, **{"with": repr(told)})
+                self.write(launch=name, **{"with": repr(telling(kwargs))})
             return function(*args, **kwargs)
 
         return call

@@ -2,11 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "abi.h"
-#include "build_config.h"
-#include "kernel_bindings.h"
 #include "ptx/allocations.h"
 #include "ptx/cudart.h"
+#include "python/bind.h"
 
 namespace py = pybind11;
 
@@ -59,8 +57,8 @@ void run_ptx(const std::string& text, const std::string& kernel, const py::seque
 
 PYBIND11_MODULE(_ptx, m) {
   using namespace xlstm::ptx;
-  m.attr("version") = XLSTM_VERSION;
-  m.attr("abi_version") = xlstm::kAbiVersion;
+  xlstm::python::bind_build(m);
+  xlstm::python::bind_kernels(m);
   m.attr("targets") = targets();
   m.def("ptx_configure", &configure, py::kw_only(), py::arg("target"), py::arg("architecture"), py::arg("processors"),
         py::arg("shared_limit"), py::arg("seed"), py::arg("late"), py::arg("starve"), py::arg("reads"), py::arg("races"),
@@ -70,5 +68,4 @@ PYBIND11_MODULE(_ptx, m) {
   m.def("ptx_run", &run_ptx, py::kw_only(), py::arg("text"), py::arg("kernel"), py::arg("arguments"), py::arg("grid") = 1,
         py::arg("block") = 32, py::arg("cluster") = 1, py::arg("shared_bytes") = 0, py::arg("cooperative") = false,
         "one launch of a kernel in PTX text; its arguments are writable buffers and 32-bit integers");
-  xlstm::bind_kernels(m);
 }

@@ -30,13 +30,15 @@ std::pair<std::string, std::string> cuda_problem([[maybe_unused]] int device) {
   int before = 0;
   cudaFuncAttributes attributes;
   cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, xlstm::mlstm::any_kernel());
+  if (error == cudaSuccess) {
+    error = cudaSetDevice(device);
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, xlstm::mlstm::any_kernel());
+    (void)cudaSetDevice(before);  // also after an error: PyTorch allocates on the current device
+  }
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
     return {cudaGetErrorName(error), cudaGetErrorString(error)};
   }
-  cudaSetDevice(before);
 #endif
   return {};
 }
