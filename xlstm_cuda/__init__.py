@@ -10,7 +10,7 @@ from .cli.interrupts import importing as _importing
 
 _importing()
 
-from . import blocks, checkpoints, functional, models, simt
+from . import blocks, checkpoints, functional, integrations, models, simt
 from .backends import backends
 from .blocks import *  # noqa: F403
 from .layers import mLSTM, sLSTM
@@ -26,6 +26,7 @@ __all__ = [
     "backends",
     "checkpoints",
     "functional",
+    "integrations",
     "mLSTM",
     "sLSTM",
     "simt",
