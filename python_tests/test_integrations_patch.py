@@ -232,7 +232,7 @@ def test_compiled_code_does_not_patch_and_says_so(peer):
         with patch.enable("peer", None, swaps_of(peer)):
             return x + 1
 
-    with pytest.raises(Exception, match="Observed exception|IntegrationError"):
+    with pytest.raises(Exception, match=r"Observed exception|IntegrationError"):
         torch.compile(f, backend="eager", fullgraph=True)(torch.ones(2))
     assert everything(peer) == before
 
