@@ -57,6 +57,11 @@ class Swap:
         entries = self.owner if isinstance(self.owner, dict) else vars(self.owner)
         return entries.get(self.name, _ABSENT)
 
+    def original(self) -> Any:
+        """What the replacement stands for: its own, or what it inherits; None without either."""
+        own = self.read()
+        return own if own is not _ABSENT else None if isinstance(self.owner, dict) else getattr(self.owner, self.name, None)
+
     def write(self, value: Any) -> None:
         if isinstance(self.owner, dict):
             if value is _ABSENT:
@@ -71,8 +76,8 @@ class Swap:
     def check(self) -> None:
         """UnsupportedVersion unless the original has the signature that the replacement is written for."""
         where = f"{getattr(self.owner, '__module__', '')}.{getattr(self.owner, '__name__', 'registry')}.{self.name}".lstrip(".")
-        original = self.read()
-        if original is _ABSENT and self.parameters:
+        original = self.original()
+        if original is None and self.parameters:
             raise UnsupportedVersion(f"{where}: got no such attribute, expected a function of {', '.join(self.parameters)}")
         if self.parameters:
             found = inspect.signature(original).parameters
@@ -237,8 +242,7 @@ def _hold(swap: Swap, name: str, backend: str | None) -> _Made:
     made = _made.get(swap.key)
     if made is None:
         swap.check()
-        original = swap.read()
-        made = _Made(swap, original, swap.replace(original), backend)
+        made = _Made(swap, swap.read(), swap.replace(swap.original()), backend)
         swap.write(made.replacement)
         _made[swap.key] = made
     elif made.backend != backend:
