@@ -1,4 +1,4 @@
-"""TiRex served by xlstm_cuda. Where tirex-ts and tirex-2 are not installed the tests run on stand-ins with the same calls and layouts.
+"""TiRex served by xlstm_cuda. Where tirex-ts and tirex-2 are not installed, by stand-ins with the same calls and layouts.
 
 The recurrence of the stand-ins is the reference backend; the real cells are tested where they can be imported.
 """
