@@ -83,7 +83,7 @@ def test_every_public_name_of_the_official_package_is_there_or_says_what_is_inst
 
 
 def test_imports_of_neuralforecast_and_a_model_as_it_builds_it():
-    """The names of neuralforecast 3.3.0, models/xlstm.py:18-20 and :210-228, with its default backbone, without a GPU."""
+    """The names of neuralforecast 3.3.0, models/xlstm.py:18-20 and :210-228, both backbones, without a GPU."""
     run(
         """
         from xlstm.blocks.mlstm.block import mLSTMBlockConfig

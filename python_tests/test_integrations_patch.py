@@ -207,6 +207,14 @@ def test_version_is_checked(version, accepted, monkeypatch):
             find()
 
 
+@pytest.mark.parametrize("name", ["flashrnn", "mlstm_kernels", "transformers", "xlstm"])
+def test_unsupported_version_of_a_real_peer_changes_nothing(name, monkeypatch):
+    pytest.importorskip(name, reason="pip install 'xlstm_cuda[peers]'")
+    monkeypatch.setattr(importlib.metadata, "version", lambda distribution: "0.9.1")
+    with pytest.raises(UnsupportedVersion, match=r"got \w+ 0.9.1, expected at least"):
+        getattr(integrations, name).enable()
+
+
 def test_threads_see_all_or_nothing_and_end_with_the_originals(peer):
     before, found, start = everything(peer), [], threading.Barrier(8)
 
