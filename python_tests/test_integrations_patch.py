@@ -189,7 +189,7 @@ def test_missing_package_is_an_import_error_that_names_it(name, monkeypatch):
             monkeypatch.delitem(sys.modules, module)
     for module in ("xlstm", "mlstm_kernels", "flashrnn", "transformers", "tirex", "tirex2"):
         monkeypatch.setitem(sys.modules, module, None)
-    expected = {"tirex": "tirex-ts nor tirex-2"}.get(name, f"the package {name} cannot be imported")
+    expected = {"tirex": "neither tirex-ts nor tirex-2"}.get(name, f"the package {name} cannot be imported")
     with pytest.raises(ImportError, match=expected):
         getattr(integrations, name).enable()
 

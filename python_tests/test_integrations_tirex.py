@@ -115,10 +115,19 @@ def test_also_serves_what_tirex_2_stands_on(stand_ins):
 
 
 def test_an_unknown_form_of_the_cell_is_refused_whole(stand_ins, monkeypatch):
-    monkeypatch.delattr(CellStandIn, "_impl_cuda")
-    with pytest.raises(integrations.UnsupportedVersion, match="_impl_cuda: got no such attribute"):
+    monkeypatch.delattr(CellStandIn, "_impl_torch")
+    with pytest.raises(integrations.UnsupportedVersion, match="_impl_torch: got no such attribute"):
         integrations.tirex.enable()
-    assert "_impl_torch" not in vars(stand_ins.cell) and integrations.enabled() == ()
+    assert "slstm_flashrnn" not in vars(stand_ins.layer) and integrations.enabled() == ()
+
+
+def test_one_package_that_cannot_be_imported_does_not_stop_the_other(stand_ins, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tirex.models.slstm.cell", None)
+    with integrations.tirex.enable():
+        assert "slstm_flashrnn" in vars(stand_ins.layer)
+    monkeypatch.setitem(sys.modules, "tirex2.model.component.flashrnn_slstm", None)
+    with pytest.raises(ImportError, match=r"the package tirex-ts cannot be imported"):
+        integrations.tirex.enable()
 
 
 def real(name, distribution):

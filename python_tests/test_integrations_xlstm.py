@@ -204,6 +204,25 @@ def test_language_model_logits_gradients_and_steps():
         close(a, b, 2e-4)
 
 
+def test_language_model_under_autocast():
+    model, ids = language_model(), torch.randint(30, (2, 40), generator=torch.Generator().manual_seed(0))
+    expected = model(ids)
+    with integrations.xlstm.enable(), torch.autocast("cpu", torch.bfloat16):
+        got = model(ids)
+        got.float().square().mean().backward()
+    close(got.float(), expected, 3e-2)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_language_model_in_bfloat16():
+    model, ids = language_model(), torch.randint(30, (2, 40), generator=torch.Generator().manual_seed(0))
+    expected = model(ids)
+    with integrations.xlstm.enable():
+        got = model.bfloat16()(ids)
+    assert got.dtype == torch.bfloat16
+    close(got.float(), expected, 5e-2)
+
+
 def test_large_model_logits_state_and_generate():
     model, ids = large_model(), torch.randint(40, (2, 70), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -25,11 +25,19 @@ def enable(backend: str | None = None) -> Handle:
 
 
 def swaps(backend: str | None) -> list[Swap]:
-    """What `enable` swaps."""
-    first, second = _installed("tirex"), _installed("tirex2")
-    if not (first or second):
-        raise ImportError("integrations.tirex: neither the package tirex-ts nor tirex-2 is installed", name="tirex")
-    return [*(_of_tirex(backend) if first else []), *(_of_tirex2(backend) if second else [])]
+    """What `enable` swaps: for each of the two packages that can be imported."""
+    found: list[Swap] = []
+    errors = []
+    for name, of_package in (("tirex", _of_tirex), ("tirex2", _of_tirex2)):
+        if not _installed(name):
+            continue
+        try:
+            found += of_package(backend)
+        except ImportError as error:  # such as a package without its own dependencies, which nobody can use then
+            errors.append(error)
+    if not found:
+        raise errors[0] if errors else ImportError("integrations.tirex: neither tirex-ts nor tirex-2 is installed", name="tirex")
+    return found
 
 
 def _installed(name: str) -> bool:
@@ -47,7 +55,8 @@ def _of_tirex(backend: str | None) -> list[Swap]:
 
         return patch.keeping_signature(original, run)
 
-    return [Swap(cell, name, replace, ("input", "state")) for name in ("_impl_torch", "_impl_cuda")]
+    names = [name for name in ("_impl_torch", "_impl_cuda") if name == "_impl_torch" or hasattr(cell, name)]
+    return [Swap(cell, name, replace, ("input", "state")) for name in names]
 
 
 def _run(cell: Any, input: Tensor, state: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
