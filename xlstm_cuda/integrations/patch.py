@@ -122,6 +122,7 @@ class Handle:
             self._off()
 
     def __enter__(self) -> Handle:
+        _refuse_in_compiled_code(f"{self.name}.__enter__()")
         with _lock:
             if self.name not in _handles:
                 self._on()
