@@ -17,6 +17,8 @@ PEERS = {
     "xlstm": "xlstm",
     "mlstm_kernels": "mlstm_kernels",
     "flashrnn": "flashrnn",
+    "transformers": "transformers",
+    "tirex": "tirex-ts",
     "fla": "flash-linear-attention",
     "mamba_ssm": "mamba-ssm",
     "triton": "triton",

@@ -113,3 +113,16 @@ def seeded():
 def one_thread():
     """Tests run in parallel processes; those about threads choose their own number."""
     torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Which peers the tests could compare with: what is absent was skipped."""
+    import importlib.metadata
+
+    versions = []
+    for name in ("xlstm", "mlstm_kernels", "flashrnn", "transformers", "accelerate", "tirex-ts", "tirex-2", "neuralforecast"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} absent")
+    terminalreporter.write_line("peers: " + ", ".join(versions))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..contenders import Case
-from . import block, decode, mlstm, model, slstm
+from . import block, decode, integrations, mlstm, model, slstm
 
 SUITES: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "mlstm": mlstm.cases,
@@ -15,6 +15,7 @@ SUITES: dict[str, Callable[[torch.device, bool], list[Case]]] = {
     "block": block.cases,
     "model": model.cases,
     "decode": decode.cases,
+    "integrations": integrations.cases,
 }
 
 
