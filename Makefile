@@ -40,6 +40,7 @@ test-deep:  ## the wide grid, races, address checks, planted bugs, random compar
 	$(PYTHON) python_tests/slstm_mutants.py
 	$(PYTHON) python_tests/slstm_split_mutants.py
 	$(PYTEST) -q --ptx=90a -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
+	$(PYTEST) -q --ptx=80 -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
 	XLSTM_PTX_RACES=1 $(PYTEST) -q --ptx=90a $(PTX_TESTS)
 	$(PYTHON) python_tests/ptx_mutants.py
 

@@ -39,7 +39,7 @@ def plant(
     for name, (file, old, _) in chosen.items():
         count = (ROOT / file).read_text().count(old)
         assert count == 1, f"{name}: the text to replace occurs {count} times in {file}"
-    missed = []
+    missed, seen_by_both = [], []
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder), module, switches)
         if copy.tests_fail(tests):
@@ -56,11 +56,13 @@ def plant(
             if unseen:
                 copy.compile("_simt")
                 if copy.tests_fail(unseen):
-                    print(f"{name:60} seen by the host executor too")
+                    seen_by_both.append(name)
             path.write_text(source)
             print(f"{name:60} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
             missed += [] if caught else [name]
-    return bool(missed)
+    for name in seen_by_both:
+        print(f"{name:60} seen by the host executor too: not a bug that only {module} can show")
+    return bool(missed or seen_by_both)
 
 
 class Copy:
