@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from mlstm_cases import Case, device_of, exact_dtype, inputs
@@ -38,7 +40,7 @@ def separately(operands, state, rows, **options):
     for row, resets in enumerate(rows):
         last = tuple(part[row : row + 1] for part in state)
         parts, borders = [], [0, *resets, S]
-        for index, (start, end) in enumerate(zip(borders, borders[1:])):
+        for index, (start, end) in enumerate(itertools.pairwise(borders)):
             piece = [x[row : row + 1, start:end] for x in operands]
             h, last = functional.mlstm(*piece, state=last if index == 0 else None, return_state=True, **options)
             parts.append(h)

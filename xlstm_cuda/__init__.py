@@ -10,7 +10,7 @@ from .cli.interrupts import importing as _importing
 
 _importing()
 
-from . import blocks, checkpoints, functional, models, simt
+from . import blocks, checkpoints, functional, models, packing, simt, states
 from .backends import backends
 from .blocks import *  # noqa: F403
 from .layers import mLSTM, sLSTM
@@ -27,8 +27,10 @@ __all__ = [
     "checkpoints",
     "functional",
     "mLSTM",
+    "packing",
     "sLSTM",
     "simt",
+    "states",
     *blocks.__all__,
     *models.__all__,
 ]

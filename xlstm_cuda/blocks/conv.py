@@ -95,12 +95,11 @@ class CausalConv1d(nn.Module):
     def _convolved_in_parts(self, padded: Tensor, part: Tensor) -> Tensor:
         """`_convolved` by a window of K inputs for every step, zeros where they belong to another part."""
         K, S = self.kernel_size, padded.shape[1] - self.kernel_size + 1
-        if S == 0:
-            return padded[:, K - 1 :]
-        own = part.unfold(1, K, 1) == part[:, K - 1 :, None]
-        windows = padded.unfold(1, K, 1).masked_fill(~own.unsqueeze(2), 0)  # (B, S, D, K)
+        own = part[:, K - 1 :]
+        taps = [padded[:, j : j + S].masked_fill((part[:, j : j + S] != own).unsqueeze(-1), 0) for j in range(K)]
+        windows = torch.stack(taps, -1)  # (B, S, D, K)
         if not is_plain(self.conv, nn.Conv1d):
-            return self.conv(windows.flatten(0, 1)).view(padded.shape[0], S, -1)
+            return self.conv(windows.flatten(0, 1)).view(padded.shape[0], S, padded.shape[2])
         weight, bias, wide = self.conv.weight.squeeze(1), self.conv.bias, torch.promote_types(padded.dtype, torch.float32)
         assert bias is not None
         return _as((windows.to(wide) * weight.to(wide)).sum(-1) + bias.to(wide), padded.dtype)
