@@ -147,6 +147,13 @@ def test_reset_that_does_not_fit_raises(kind):
         run(kind, model, x, reset=[True])
 
 
+def test_large_returns_its_state_when_asked():
+    model = xlstm_cuda.xLSTMLarge(xlstm_cuda.xLSTMLargeConfig(embedding_dim=D, num_heads=2, num_blocks=1, vocab_size=VOCAB))
+    ids = inputs("Large", 5)
+    logits, state = model(ids, None, True)
+    assert torch.equal(logits, model(ids)) and set(state) == {0}
+
+
 def test_reset_beside_a_packed_sequence_raises():
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, D)])
     with pytest.raises(ValueError, match="reset: got a tensor beside a PackedSequence"):
