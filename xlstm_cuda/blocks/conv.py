@@ -93,16 +93,17 @@ class CausalConv1d(nn.Module):
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
 
     def _convolved_in_parts(self, padded: Tensor, part: Tensor) -> Tensor:
-        """`_convolved` by a window of K inputs for every step, zeros where they belong to another part."""
-        K, S = self.kernel_size, padded.shape[1] - self.kernel_size + 1
-        own = part[:, K - 1 :]
+        """`_convolved` by K shifted copies of the input, zeros where they belong to another part."""
+        K, S, own = self.kernel_size, padded.shape[1] - self.kernel_size + 1, part[:, self.kernel_size - 1 :]
         taps = [padded[:, j : j + S].masked_fill((part[:, j : j + S] != own).unsqueeze(-1), 0) for j in range(K)]
-        windows = torch.stack(taps, -1)  # (B, S, D, K)
         if not is_plain(self.conv, nn.Conv1d):
-            return self.conv(windows.flatten(0, 1)).view(padded.shape[0], S, padded.shape[2])
-        weight, bias, wide = self.conv.weight.squeeze(1), self.conv.bias, torch.promote_types(padded.dtype, torch.float32)
+            return self.conv(torch.stack(taps, -1).flatten(0, 1)).view(padded.shape[0], S, padded.shape[2])
+        bias, wide = self.conv.bias, torch.promote_types(padded.dtype, torch.float32)
         assert bias is not None
-        return _as((windows.to(wide) * weight.to(wide)).sum(-1) + bias.to(wide), padded.dtype)
+        y = _as(bias, wide)
+        for tap, weight in zip(taps, self.conv.weight.squeeze(1).unbind(1)):
+            y = torch.addcmul(y, _as(tap, wide), _as(weight, wide))
+        return _as(y, padded.dtype)
 
     def _called(self, padded: Tensor) -> Tensor:
         """By a module in the convolution's place: padded (B, S+K-1, D) -> (B, S, D)."""
