@@ -64,6 +64,13 @@ def test_readme_examples_run(code):
     exec(compile(code, "README.md", "exec"), {})
 
 
+@pytest.mark.parametrize("page", ["packing.md"])
+def test_examples_of_a_page_run_one_after_the_other(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
+    assert blocks
+    exec(compile("\n".join(blocks), page, "exec"), {})
+
+
 def test_first_example_of_the_readme_is_ten_lines():
     assert len(EXAMPLES[0].splitlines()) <= 10
 

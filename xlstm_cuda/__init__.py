@@ -14,7 +14,7 @@ _importing()
 if _is_the_command():
     _share_the_machine()
 
-from . import blocks, checkpoints, functional, integrations, models, simt
+from . import blocks, checkpoints, functional, integrations, models, packing, simt, states
 from .backends import backends
 from .blocks import *  # noqa: F403
 from .layers import mLSTM, sLSTM
@@ -32,8 +32,10 @@ __all__ = [
     "functional",
     "integrations",
     "mLSTM",
+    "packing",
     "sLSTM",
     "simt",
+    "states",
     *blocks.__all__,
     *models.__all__,
 ]

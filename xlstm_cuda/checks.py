@@ -79,6 +79,13 @@ def state(
     return tuple(value)
 
 
+def reset(value: Tensor, batch: int, steps: int, expected_device: torch.device) -> None:
+    """TypeError or ValueError unless the tensor says of every step whether its sample starts afresh there: bool (B, S)."""
+    dtype("reset", tensor("reset", value), (torch.bool,))
+    shape("reset", value, (batch, steps), "(B, S)")
+    device("reset", value, expected_device)
+
+
 def cu_seqlens(value: Tensor, batch: int, steps: int, expected_device: torch.device) -> int:
     """Checks sequence borders and returns their number of sequences N. Values are inspected on CPU tensors only."""
     tensor("cu_seqlens", value)

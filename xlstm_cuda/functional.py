@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from . import checks, reference
 from .backends import resolve
@@ -44,6 +45,7 @@ def mlstm(
     normalize: bool = True,
     eps: float = 1e-6,
     normalizer_grad: str = "exact",
+    reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk_size: int | None = None,
     backend: str | None = None,
@@ -61,6 +63,9 @@ def mlstm(
         normalize: False divides by nothing (only with igate="sigmoid").
         eps: added to the normaliser, in the units of the stabilised state.
         normalizer_grad: "exact", or "detached", which takes the normaliser for a constant as the official kernels do.
+        reset: bool (B, S); True starts that sample afresh before that step: h, the state, its m and the gradients are those of
+            a separate call from there on, and f gets no gradient at that step. On backends other than "reference" a NaN from
+            before the reset may pass it.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
         chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64 (128 from head dim 192 on), or the
             length of a shorter sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their
@@ -80,6 +85,8 @@ def mlstm(
     checks.choice("normalizer_grad", normalizer_grad, ("exact", "detached"))
     if chunk_size is not None and chunk_size not in CHUNK_SIZES:
         raise ValueError(f"chunk_size: got {chunk_size!r}, expected None or one of {', '.join(map(str, CHUNK_SIZES))}")
+    if reset is not None:
+        checks.reset(reset, B, S, q.device)
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
     numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
@@ -89,18 +96,23 @@ def mlstm(
     )  # fmt: skip
 
     if options.backend == "reference":
-        inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)]
+        inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)] + ([] if reset is None else [reset])
         start = initial or tuple(q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
 
         def run_mlstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
-            q, k, v, i, f = xs
-            return reference.mlstm(q, k, v, i, f, state, normalizer_grad=normalizer_grad, **_by_name(options))
+            q, k, v, i, f, *starts = xs
+            afresh = starts[0] if starts else None
+            return reference.mlstm(
+                q, k, v, i, f, state, reset=afresh, normalizer_grad=normalizer_grad, **_by_name(options)
+            )  # fmt: skip
 
         with _without_autocast(q.device.type):
             h, last = _each_sequence(run_mlstm, inputs, start, cu_seqlens)
         h = h.to(v.dtype)
     else:
         C0, n0, m0 = initial or (None, None, None)
+        if reset is not None:
+            k, i, f = _started_afresh(k, i, f, reset, igate)
         h, last = mlstm_ops.mlstm(MLSTMOperands(q, k, v, i, f, C0, n0, m0, cu_seqlens), options)
     return (h, MLSTMState(last[0], last[1], last[2].detach())) if return_state else h
 
@@ -180,9 +192,7 @@ def slstm(
     B, S, NH, DH = _check_slstm(x, R, b, "B, S, ")
     checks.choice("forget_gate", forget_gate, ("sigmoid", "exp"))
     if reset is not None:
-        checks.dtype("reset", checks.tensor("reset", reset), (torch.bool,))
-        checks.shape("reset", reset, (B, S), "(B, S)")
-        checks.device("reset", reset, x.device)
+        checks.reset(reset, B, S, x.device)
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, x.device)
     if checkpoint_every is not None:
         if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
@@ -292,6 +302,24 @@ def _mlstm_numeric(scale: float | None, igate: str, normalize: bool, eps: float,
 def _by_name(options: MLSTMOptions) -> dict[str, Any]:
     """The options that are arguments of the definition."""
     return dict(zip(options._fields[:4], options))
+
+
+def _started_afresh(k: Tensor, i: Tensor, f: Tensor, reset: Tensor, igate: str) -> tuple[Tensor, Tensor, Tensor]:
+    """k, i, f with which the kernels start afresh where reset (B, S) says so, by a forget gate of -inf.
+
+    After f = -inf, m is the step's own i; after a fresh state it is max(log sigmoid(f), i), which decides in which units eps and
+    the returned state count. So i becomes that m, a gauge without gradient, and k takes what i loses: exp(i - m) <= 1.
+    """
+    starts = reset.unsqueeze(-1)
+    i, f = (gate.to(_state_dtype(k)) for gate in (i, f))
+    if igate == "exp":
+        with torch.no_grad():
+            # float16 has no room for small factors: there m is at most i + 6, the same state in another gauge.
+            m = torch.maximum(i, torch.minimum(logsigmoid(f), i + 6) if k.dtype == torch.float16 else logsigmoid(f))
+        lost = (i - m).masked_fill(~starts | (m == -torch.inf), 0)
+        k = (k * torch.exp(lost).unsqueeze(-1)).to(k.dtype)
+        i = torch.where(starts, m, i)
+    return k, i, f.masked_fill(starts, -torch.inf)
 
 
 def _mlstm_shapes(N: int, NH: int, DHQK: int, DHHV: int) -> list[tuple[int, ...]]:

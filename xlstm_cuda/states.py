@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+from . import checks
 
 
 class MLSTMState(NamedTuple):
@@ -37,3 +40,71 @@ class SLSTMState(NamedTuple):
 for _state in (MLSTMState, SLSTMState):
     _pytree._register_namedtuple(_state, serialized_type_name=f"xlstm_cuda.{_state.__name__}")
 torch.serialization.add_safe_globals([MLSTMState, SLSTMState])
+
+
+def select(state: Any, rows: Tensor | Sequence[int]) -> Any:
+    """The rows of a batch in another order, fewer of them, or some more than once, as beam search wants them.
+
+    Args:
+        state: any state that this package returns: MLSTMState, SLSTMState, with or without a layer's leading axis, the official
+            forms of blocks (nested dictionaries and tuples), None for a fresh one. A layer's state of unbatched input has no
+            rows: its layers are taken for them.
+        rows: int64 or int32 (B'), on the state's device, or integers; each from 0 to B-1.
+
+    Returns:
+        A state of the same form with B' rows, new tensors, differentiable.
+
+    Raises:
+        TypeError: not a state, or rows that are not integers.
+        ValueError: rows out of range, or not one axis. Values are inspected on CPU tensors only.
+    """
+    if isinstance(rows, Tensor):
+        checks.dtype("rows", rows, (torch.int64, torch.int32))
+        checks.rank("rows", rows, "(B')")
+    elif not all(isinstance(row, int) and not isinstance(row, bool) for row in rows):
+        raise TypeError(f"rows: got {rows!r}, expected integers")
+
+    def chosen(part: Tensor, axis: int) -> Tensor:
+        index = rows.to(part.device) if isinstance(rows, Tensor) else torch.tensor(rows, dtype=torch.int64, device=part.device)
+        B = part.shape[axis]
+        known = index.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and index.numel() and not (0 <= int(index.min()) and int(index.max()) < B):
+            raise ValueError(f"rows: got {index.tolist()}, expected numbers from 0 to {B - 1}, the rows of the state")
+        return part.index_select(axis, index)
+
+    return _each(state, chosen)
+
+
+def expand(state: Any, n: int) -> Any:
+    """Every row n times, one copy after the other: row r becomes rows r n to (r+1) n - 1. ``state`` as of `select`."""
+    if not isinstance(n, int) or isinstance(n, bool):
+        raise TypeError(f"n: got {type(n).__name__}, expected int")
+    if n < 0:
+        raise ValueError(f"n: got {n}, expected at least 0")
+    return _each(state, lambda part, axis: part.repeat_interleave(n, axis))
+
+
+def to(state: Any, device: torch.device | str) -> Any:
+    """The state on another device, as Tensor.to does it: a tensor that is there already is itself. ``state`` as of `select`."""
+    return _each(state, lambda part, _: part.to(device))
+
+
+def detach(state: Any) -> Any:
+    """The state without its history, for training on pieces of a long sequence; shares memory. ``state`` as of `select`."""
+    return _each(state, lambda part, _: part.detach())
+
+
+def _each(state: Any, change: Callable[[Tensor, int], Tensor], axis: int = 0) -> Any:
+    """``change(tensor, axis of the rows)`` of every tensor in a state; the form stays."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return change(state, axis)
+    if isinstance(state, (MLSTMState, SLSTMState)):
+        rank = 4 if isinstance(state, MLSTMState) else 3
+        return type(state)(*(change(part, state[0].dim() - rank) for part in state))
+    if isinstance(state, Mapping):  # the official sLSTM state is one tensor (4, B, D)
+        return {key: _each(part, change, int(key == "slstm_state" and isinstance(part, Tensor))) for key, part in state.items()}
+    if isinstance(state, (tuple, list)):
+        return type(state)(_each(part, change) for part in state)
+    raise TypeError(f"state: got {type(state).__name__}, expected a state that this package returns")

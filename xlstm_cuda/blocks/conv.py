@@ -68,20 +68,42 @@ class CausalConv1d(nn.Module):
         """U(-1, 1) / sqrt(K) for weight and bias, nn.Conv1d's own."""
         self.conv.reset_parameters()
 
-    def forward(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens as of the layers."""
+    def forward(
+        self,
+        x: Tensor,
+        state: Sequence[Tensor] | Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> Tensor:
+        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens, reset as of the layers."""
         before = self.kernel_size - 1
         if cu_seqlens is not None:
             apart, places = self._apart(x, state, cu_seqlens)
-            return self._convolved(apart).index_select(1, places - before) if x.shape[1] else x
+            part = None if reset is None else _parts(reset, apart.shape[1], places)
+            return self._convolved(apart, part).index_select(1, places - before) if x.shape[1] else x
         padded = pad(x, (0, 0, before, 0)) if state is None else _joined(self._before(x, state, before), x)
-        return self._convolved(padded)
+        return self._convolved(padded, None if reset is None else _parts(reset, padded.shape[1]))
 
-    def _convolved(self, padded: Tensor) -> Tensor:
-        """(B, S+K-1, D) -> (B, S, D)."""
+    def _convolved(self, padded: Tensor, part: Tensor | None = None) -> Tensor:
+        """(B, S+K-1, D) -> (B, S, D); with ``part`` (B, S+K-1) of `_parts` a step sees only inputs of its own part."""
+        if part is not None:
+            return self._convolved_in_parts(padded, part)
         if not is_plain(self.conv, nn.Conv1d):
             return self._called(padded)
         return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
+
+    def _convolved_in_parts(self, padded: Tensor, part: Tensor) -> Tensor:
+        """`_convolved` by K shifted copies of the input, zeros where they belong to another part."""
+        K, S, own = self.kernel_size, padded.shape[1] - self.kernel_size + 1, part[:, self.kernel_size - 1 :]
+        taps = [padded[:, j : j + S].masked_fill((part[:, j : j + S] != own).unsqueeze(-1), 0) for j in range(K)]
+        if not is_plain(self.conv, nn.Conv1d):
+            return self.conv(torch.stack(taps, -1).flatten(0, 1)).view(padded.shape[0], S, padded.shape[2])
+        bias, wide = self.conv.bias, torch.promote_types(padded.dtype, torch.float32)
+        assert bias is not None
+        y = _as(bias, wide)
+        for tap, weight in zip(taps, self.conv.weight.squeeze(1).unbind(1)):
+            y = torch.addcmul(y, _as(tap, wide), _as(weight, wide))
+        return _as(y, padded.dtype)
 
     def _called(self, padded: Tensor) -> Tensor:
         """By a module in the convolution's place: padded (B, S+K-1, D) -> (B, S, D)."""
@@ -105,16 +127,23 @@ class CausalConv1d(nn.Module):
         return convolve(window, weight.squeeze(1).t(), bias).squeeze(1), (window,)
 
     def last_inputs(
-        self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Sequence[Tensor] | Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> ConvState:
-        """The state after x: the last K inputs, zeros before the first step, as a new tensor."""
+        """The state after x: the last K inputs, zeros before the first step and before the last reset, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]
         if cu_seqlens is not None:
-            apart, _ = self._apart(x, state, cu_seqlens)
+            apart, places = self._apart(x, state, cu_seqlens)
             window = torch.arange(K, device=x.device)
             ends = cu_seqlens[1:] + K * torch.arange(len(cu_seqlens) - 1, device=x.device)
-            return (apart[0, ends[:, None] + window],)
+            last = ends[:, None] + window
+            return (_own(apart[0, last], None if reset is None else _parts(reset, apart.shape[1], places)[0, last]),)
         joined = pad(x, (0, 0, K, 0)) if state is None else _joined(self._before(x, state, K), x)
+        if reset is not None:
+            return (_own(joined[:, S:], _parts(reset, S + K)[:, S:]),)
         return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
 
     def _apart(self, x: Tensor, state: Sequence[Tensor] | Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +175,18 @@ class CausalConv1d(nn.Module):
         if held.device != x.device:
             raise ValueError(f"conv_state: got a tensor on {held.device}, expected {x.device}, where x is")
         return _as(held, x.dtype)
+
+
+def _parts(reset: Tensor, length: int, places: Tensor | None = None) -> Tensor:
+    """reset (B, S) -> (B, length): the number of resets up to each input; x stands at ``places``, or at the end."""
+    if places is None:
+        return pad(reset.long(), (length - reset.shape[1], 0)).cumsum(1)
+    return torch.zeros((1, length), dtype=torch.int64, device=reset.device).index_copy(1, places, reset.long()).cumsum(1)
+
+
+def _own(window: Tensor, part: Tensor | None) -> Tensor:
+    """The last inputs (B, K, D), zeros where they belong to another part than the last of them; part (B, K)."""
+    return window if part is None else window.masked_fill((part != part[:, -1:]).unsqueeze(-1), 0)
 
 
 def _joined(before: Tensor, x: Tensor) -> Tensor:

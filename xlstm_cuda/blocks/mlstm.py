@@ -94,6 +94,7 @@ class mLSTMCell(nn.Module):
         state: Sequence[Tensor] | None = None,
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """h (B, S, I) and the state after the last step."""
         B, S, _ = q.shape
@@ -102,8 +103,9 @@ class mLSTMCell(nn.Module):
         q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
         before = None if state is None else _without_ones(state, q, B if cu_seqlens is None else len(cu_seqlens) - 1)
         h, (C, n, m) = functional.mlstm(
-            q, k, v, i, f, state=before, return_state=True, scale=1.0, cu_seqlens=cu_seqlens, backend=backend
-        )
+            q, k, v, i, f,
+            state=before, return_state=True, scale=1.0, reset=reset, cu_seqlens=cu_seqlens, backend=backend,
+        )  # fmt: skip
         return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
 
     def step(
@@ -214,6 +216,7 @@ class mLSTMLayer(nn.Module):
         mlstm_state: Sequence[Tensor] | None = None,
         conv_state: Sequence[Tensor] | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -224,20 +227,22 @@ class mLSTMLayer(nn.Module):
                 before the first step, the official form; None or a missing key is fresh. The two may also be given as keywords.
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
+            reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
             backend: of xlstm_cuda.functional; None goes by device.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens)
+        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
         a, gate = self.proj_up(x).chunk(2, -1)
-        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens))
-        h, last = self.mlstm_cell(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend, cu_seqlens)
+        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens, reset))
+        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
+        h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset)
         y = self._output(h, c, gate)
         if not return_last_state:
             return y
-        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"], cu_seqlens)
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"], cu_seqlens, reset)
         return y, {"mlstm_state": last, "conv_state": inputs}
 
     def step(

@@ -25,14 +25,18 @@ def layer_state(state: LayerState | None, given: dict[str, Any]) -> dict[str, An
     return given | dict(state)
 
 
-def check_input(x: Tensor, embedding_dim: int, single_step: bool = False, cu_seqlens: Tensor | None = None) -> None:
-    """ValueError unless x is (B, S, D), with S = 1 for a single step, and cu_seqlens are borders on S."""
+def check_input(
+    x: Tensor, embedding_dim: int, single_step: bool = False, cu_seqlens: Tensor | None = None, reset: Tensor | None = None
+) -> None:
+    """ValueError unless x is (B, S, D), with S = 1 for a single step, cu_seqlens are borders on S, and reset is (B, S)."""
     if x.dim() != 3 or x.shape[2] != embedding_dim or (single_step and x.shape[1] != 1):
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected (B, {'1' if single_step else 'S'}, D) with D = {embedding_dim}"
         )
     if cu_seqlens is not None:
         checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
+    if reset is not None:
+        checks.reset(reset, x.shape[0], x.shape[1], x.device)
 
 
 class ResidualBlock(nn.Module):
@@ -55,12 +59,15 @@ class ResidualBlock(nn.Module):
         return_last_state: bool = False,
         *,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
         backend: str | None = None,
         **layer_states: Any,
     ) -> Any:
         """y (B, S, D), with return_last_state also the layer's state; arguments as of the layer's forward."""
         check_input(x, self.xlstm_norm.dim)
-        y = self.xlstm(self.xlstm_norm(x), state, return_last_state, cu_seqlens=cu_seqlens, backend=backend, **layer_states)
+        y = self.xlstm(
+            self.xlstm_norm(x), state, return_last_state, cu_seqlens=cu_seqlens, reset=reset, backend=backend, **layer_states
+        )
         y, last = y if return_last_state else (y, None)
         y = self._feed_forward(x + y)
         return (y, last) if return_last_state else y

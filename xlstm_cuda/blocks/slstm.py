@@ -187,10 +187,13 @@ class sLSTMCell(nn.Module):
         state: Tensor | Sequence[Tensor] | None = None,
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step."""
         before = None if state is None else _by_head(state, x, x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1)
-        h, last = functional.slstm(x, self.R, self.b, state=before, return_state=True, cu_seqlens=cu_seqlens, backend=backend)
+        h, last = functional.slstm(
+            x, self.R, self.b, state=before, return_state=True, reset=reset, cu_seqlens=cu_seqlens, backend=backend
+        )
         return h, torch.stack(tuple(last)).flatten(2)
 
     def step(
@@ -274,6 +277,7 @@ class sLSTMLayer(nn.Module):
         slstm_state: Tensor | Sequence[Tensor] | None = None,
         conv_state: Sequence[Tensor] | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -284,19 +288,20 @@ class sLSTMLayer(nn.Module):
                 form; None or a missing key is fresh. The two may also be given as keywords.
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
+            reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
             backend: of xlstm_cuda.functional; None goes by device.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens)
+        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
-        c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"], cu_seqlens))
-        h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend, cu_seqlens)
+        c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"], cu_seqlens, reset))
+        h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend, cu_seqlens, reset)
         y = self.group_norm(self.dropout(h))
         if not return_last_state:
             return y
-        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, before["conv_state"], cu_seqlens)
+        inputs = None if self.conv1d is None else self.conv1d.last_inputs(x, before["conv_state"], cu_seqlens, reset)
         return y, {"conv_state": inputs, "slstm_state": last}
 
     def step(

@@ -102,6 +102,7 @@ class xLSTMBlockStack(nn.Module):
         return_last_state: bool = False,
         *,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -111,20 +112,22 @@ class xLSTMBlockStack(nn.Module):
             state: {"block_0": state of the block's layer, ...}, the official form; None or a missing block is fresh.
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
+            reset: bool (B, S); True starts that sample afresh before that step, the convolutions too.
             backend: of xlstm_cuda.functional; None goes by device.
 
         Returns:
             y (B, S, D), or (y, state). Feeding a sequence in pieces with the returned state equals feeding it whole, gradients
             included.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens)
+        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
         before = self._check_state(state)
         last = {}
+        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
         for name, block in zip(self._names(), self.blocks):
             if return_last_state:
-                x, last[name] = block(x, before.get(name), True, cu_seqlens=cu_seqlens, backend=backend)
+                x, last[name] = block(x, before.get(name), True, **options)
             else:
-                x = block(x, before.get(name), cu_seqlens=cu_seqlens, backend=backend)
+                x = block(x, before.get(name), **options)
         x = self.post_blocks_norm(x)
         return (x, last) if return_last_state else x
 

@@ -118,11 +118,13 @@ class mLSTM(RecurrentLayer):
     def extra_defaults(self) -> dict[str, Any]:
         return {"num_heads": 4, "qk_dim_factor": 1.0, "igate": "exp", "normalize": True}
 
-    def run_sequence(self, x: Tensor, state: Any, cu_seqlens: Tensor | None, cell: str) -> tuple[Tensor, MLSTMState]:
+    def run_sequence(
+        self, x: Tensor, state: Any, cu_seqlens: Tensor | None, reset: Tensor | None, cell: str
+    ) -> tuple[Tensor, MLSTMState]:
         q, k, v, i, f, o = self._operands(x, cell)
         h, last = functional.mlstm(
             q, k, v, i, f,
-            state=state, return_state=True, igate=self.igate, normalize=self.normalize, cu_seqlens=cu_seqlens,
+            state=state, return_state=True, igate=self.igate, normalize=self.normalize, reset=reset, cu_seqlens=cu_seqlens,
         )  # fmt: skip
         return self._output(h, o, cell), last
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -26,6 +27,15 @@ def reversal(cu_seqlens: Tensor, steps: int) -> Tensor:
     place = torch.arange(steps, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), place.int(), right=True).clamp(max=max(len(cu_seqlens) - 2, 0))
     return (cu_seqlens[sequence] + cu_seqlens[sequence + 1] - 1 - place) if steps else place
+
+
+def ends(reset: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """reset (B, S) -> (B, S): whether the next step of the same sequence starts afresh, where the reverse direction does."""
+    after = pad(reset[:, 1:], (0, min(1, reset.shape[1])))
+    if cu_seqlens is None:
+        return after
+    last = torch.zeros(reset.shape[1] + 1, dtype=torch.bool, device=reset.device).index_fill(0, cu_seqlens.long(), True)[1:]
+    return after & ~last
 
 
 def sequence_order(packed: PackedSequence) -> SequenceOrder:

@@ -15,7 +15,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import checks
-from .packed import reversal, sequence_order
+from .packed import ends, reversal, sequence_order
 
 
 class RecurrentLayer(nn.Module):
@@ -94,14 +94,23 @@ class RecurrentLayer(nn.Module):
         """Shape of each tensor of one cell's state, after the batch axis."""
 
     @abstractmethod
-    def run_sequence(self, x: Tensor, state: Any, cu_seqlens: Tensor | None, cell: str) -> tuple[Tensor, Any]:
+    def run_sequence(
+        self, x: Tensor, state: Any, cu_seqlens: Tensor | None, reset: Tensor | None, cell: str
+    ) -> tuple[Tensor, Any]:
         """One cell: x (B, S, features) -> h (B, S, hidden_size) and its final state; a state of None is fresh."""
 
     @abstractmethod
     def run_step(self, x: Tensor, state: Any, cell: str) -> tuple[Tensor, Any]:
         """One cell and one token: x (B, features) -> h (B, hidden_size) and the new state."""
 
-    def forward(self, input: Tensor | PackedSequence, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Any, Any]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        state: Any = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Any, Any]:
         """Runs the layer over a sequence.
 
         Args:
@@ -110,6 +119,8 @@ class RecurrentLayer(nn.Module):
                 num_layers * num_directions (layer-major), then B (absent for unbatched input), then the cell's axes.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1 or absent, states have
                 N rows in B's place.
+            reset: bool, the input's axes without the last: True starts that sample afresh before that step, as if a new
+                sequence began there. So the reverse direction, which comes from the end, starts afresh after that step.
 
         Returns:
             output: in the form of the input, the last axis num_directions * hidden_size.
@@ -122,6 +133,8 @@ class RecurrentLayer(nn.Module):
         if isinstance(input, PackedSequence):
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens: got borders beside a PackedSequence, which has its own, expected None")
+            if reset is not None:
+                raise ValueError("reset: got a tensor beside a PackedSequence, expected None (cut its sequences instead)")
             return self._forward_packed(input, state)
         self._check_input(input, "(S, B, input_size) or (S, input_size)", (2, 3))
         batched = input.dim() == 3
@@ -129,11 +142,18 @@ class RecurrentLayer(nn.Module):
         B = x.shape[0] if batched else None
         if cu_seqlens is not None:
             B = checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
+        if reset is not None:
+            reset = self._reset(reset, input, batched)
+
+        def reverse(x: Tensor) -> Tensor:
+            return x.flip(1) if cu_seqlens is None else x.index_select(1, reversal(cu_seqlens, x.shape[1]))
+
+        backwards = reverse(ends(reset, cu_seqlens)) if reset is not None and self.bidirectional else None
         x, last = self._layers(
             x,
             self._split(state, B, x),
-            lambda x, s, cell: self.run_sequence(x, s, cu_seqlens, cell),
-            lambda x: x.flip(1) if cu_seqlens is None else x.index_select(1, reversal(cu_seqlens, x.shape[1])),
+            lambda x, s, cell: self.run_sequence(x, s, cu_seqlens, backwards if cell.endswith("_reverse") else reset, cell),
+            reverse,
         )
         # nn.LSTM's (S, B, features) output is contiguous, and `output.view(-1, features)` is what people write next.
         output = x.squeeze(0) if not batched else x if self.batch_first else x.transpose(0, 1).contiguous()
@@ -146,7 +166,7 @@ class RecurrentLayer(nn.Module):
         x, last = self._layers(
             packed.data.index_select(0, order.from_packed).unsqueeze(0),
             states,
-            lambda x, s, cell: self.run_sequence(x, s, order.cu_seqlens, cell),
+            lambda x, s, cell: self.run_sequence(x, s, order.cu_seqlens, None, cell),
             lambda x: x.index_select(1, order.reversal),
         )
         output = x.squeeze(0).index_select(0, order.to_packed)
@@ -214,6 +234,14 @@ class RecurrentLayer(nn.Module):
             raise ValueError(f"{name}: got shape {tuple(input.shape)}, expected {axes} with input_size = {self.input_size}")
         checks.device(name, input, weight.device)
         checks.dtype(name, input, _accepted_dtypes(weight))
+
+    def _reset(self, reset: Tensor, input: Tensor, batched: bool) -> Tensor:
+        """The caller's reset as (B, S)."""
+        checks.dtype("reset", checks.tensor("reset", reset), (torch.bool,))
+        axes = "(S)" if not batched else "(B, S)" if self.batch_first else "(S, B)"
+        checks.shape("reset", reset, input.shape[:-1], axes)
+        checks.device("reset", reset, input.device)
+        return reset.unsqueeze(0) if not batched else reset if self.batch_first else reset.transpose(0, 1)
 
     def _split(self, state: Any, B: int | None, like: Tensor) -> list[Any]:
         """The caller's state, cell by cell, with a batch axis; B is None for unbatched input."""

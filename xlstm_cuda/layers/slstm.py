@@ -98,10 +98,13 @@ class sLSTM(RecurrentLayer):
     def extra_defaults(self) -> dict[str, Any]:
         return {"num_heads": 4, "forget_gate": "sigmoid"}
 
-    def run_sequence(self, x: Tensor, state: Any, cu_seqlens: Tensor | None, cell: str) -> tuple[Tensor, SLSTMState]:
+    def run_sequence(
+        self, x: Tensor, state: Any, cu_seqlens: Tensor | None, reset: Tensor | None, cell: str
+    ) -> tuple[Tensor, SLSTMState]:
         h, last = functional.slstm(
-            *self._operands(x, cell), state=state, return_state=True, cu_seqlens=cu_seqlens, forget_gate=self.forget_gate
-        )
+            *self._operands(x, cell),
+            state=state, return_state=True, reset=reset, cu_seqlens=cu_seqlens, forget_gate=self.forget_gate,
+        )  # fmt: skip
         return h.flatten(-2), last
 
     def run_step(self, x: Tensor, state: Any, cell: str) -> tuple[Tensor, SLSTMState]:

@@ -62,14 +62,16 @@ class xLSTMLMModel(nn.Module):
         return_last_state: bool = False,
         *,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`."""
         x = self._embed(idx)
+        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
         if return_last_state:
-            x, last = self.xlstm_block_stack(x, state, True, cu_seqlens=cu_seqlens, backend=backend)
+            x, last = self.xlstm_block_stack(x, state, True, **options)
             return self.lm_head(x), last
-        return self.lm_head(self.xlstm_block_stack(x, state, cu_seqlens=cu_seqlens, backend=backend))
+        return self.lm_head(self.xlstm_block_stack(x, state, **options))
 
     def step(
         self, idx: Tensor, state: StackState | None = None, *, backend: str | None = None

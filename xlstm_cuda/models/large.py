@@ -216,19 +216,25 @@ class LargeMLSTMLayer(_Fusible):
         self.out_proj = nn.Linear(v, D, bias)
 
     def forward(
-        self, x: Tensor, state: Sequence[Tensor] | None, backend: str | None = None, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Sequence[Tensor] | None,
+        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, k, v, o, i, f = self._project(x)
         q, k, v = (part.unflatten(-1, (self.config.num_heads, -1)) for part in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap) for gate in (i, f))
         options: dict[str, Any] = dict(eps=self.config.eps, backend=backend)
         before = None if state is None else _ours(state, q, v, x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1)
-        if before is not None and cu_seqlens is None and x.shape[1] == 1:
+        if before is not None and cu_seqlens is None and reset is None and x.shape[1] == 1:
             q, k, v, i, f = (part.squeeze(1) for part in (q, k, v, i, f))
             h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, **options)
             h = h.unsqueeze(1)
         else:
-            h, (C, n, m) = functional.mlstm(q, k, v, i, f, state=before, return_state=True, cu_seqlens=cu_seqlens, **options)
+            options |= dict(state=before, return_state=True, reset=reset, cu_seqlens=cu_seqlens)
+            h, (C, n, m) = functional.mlstm(q, k, v, i, f, **options)
         y = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h))
         return y, (C, n, m.unsqueeze(-1))
 
@@ -262,9 +268,14 @@ class LargeBlock(nn.Module):
         self.ffn = LargeFeedForward(config)
 
     def forward(
-        self, x: Tensor, state: Sequence[Tensor] | None, backend: str | None = None, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Sequence[Tensor] | None,
+        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend, cu_seqlens)
+        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend, cu_seqlens, reset)
         x = x + y
         return x + self.ffn(self.norm_ffn(x)), last
 
@@ -278,11 +289,16 @@ class LargeBackbone(nn.Module):
         self.out_norm = RMSNorm(config.embedding_dim, config) if config.add_out_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, state: LargeState, backend: str | None = None, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        state: LargeState,
+        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         last = {}
         for index, block in enumerate(self.blocks):
-            x, last[index] = block(x, state.get(index), backend, cu_seqlens)
+            x, last[index] = block(x, state.get(index), backend, cu_seqlens, reset)
         return self.out_norm(x), last
 
 
@@ -313,29 +329,40 @@ class xLSTMLarge(nn.Module):
         self,
         x: Tensor,
         state: LargeState | None = None,
+        return_last_state: bool = False,
         *,
         cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """Any S; one token with a state takes the decode path. The given state is left as it is; differentiable.
 
+        return_last_state: (logits, state) whatever the config's `return_last_states` says.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
+        reset: bool (B, S); True starts that sample afresh before that step.
         """
-        logits, last = self._run(x, state, backend, cu_seqlens)
-        return (logits, last) if self.config.return_last_states else logits
+        logits, last = self._run(x, state, backend, cu_seqlens, reset)
+        return (logits, last) if return_last_state or self.config.return_last_states else logits
 
     def _run(
-        self, x: Tensor, state: LargeState | None, backend: str | None, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        state: LargeState | None,
+        backend: str | None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         checks.dtype("x", checks.tensor("x", x), (torch.int64, torch.int32))
         checks.rank("x", x, "(B, S)")
         if cu_seqlens is not None:
             checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
+        if reset is not None:
+            checks.reset(reset, x.shape[0], x.shape[1], x.device)
         if state is not None and not isinstance(state, Mapping):
             raise TypeError(f"state: got {type(state).__name__}, expected a dictionary of block states")
         if unknown := set(state or {}) - set(range(self.config.num_blocks)):
             raise ValueError(f"state: got blocks {sorted(map(str, unknown))}, expected 0 to {self.config.num_blocks - 1}")
-        y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens)
+        y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens, reset)
         return soft_cap(self.lm_head(y), self.config.output_logit_soft_cap), last
 
     @torch.no_grad()

@@ -58,15 +58,28 @@ def mlstm_step(
     return h, (C, n, m_new)
 
 
-def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, **options) -> tuple[Tensor, State]:
-    """A sequence: q, k (B, S, NH, DHQK), v (B, S, NH, DHHV), gates (B, S, NH); options as in `mlstm_step`."""
+def mlstm(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, *, reset: Tensor | None = None, **options
+) -> tuple[Tensor, State]:
+    """A sequence: q, k (B, S, NH, DHQK), v (B, S, NH, DHHV), gates (B, S, NH); options as in `mlstm_step`.
+
+    reset (B, S) bool starts a sample afresh before that step.
+    """
     if q.shape[1] == 0:
         return _no_steps(q, k, v, i, f, state)
     outputs = []
-    for q_t, k_t, v_t, i_t, f_t in zip(*(x.unbind(1) for x in (q, k, v, i, f))):
+    for t, (q_t, k_t, v_t, i_t, f_t) in enumerate(zip(*(x.unbind(1) for x in (q, k, v, i, f)))):
+        if reset is not None:
+            state = _fresh_where(reset[:, t], state)
         h, state = mlstm_step(q_t, k_t, v_t, i_t, f_t, state, **options)
         outputs.append(h)
     return torch.stack(outputs, 1), state
+
+
+def _fresh_where(reset: Tensor, state: State) -> State:
+    """The state of the samples that go on, zeros in the others; reset (B)."""
+    C, n, m = (part.masked_fill(reset.view(-1, *[1] * (part.dim() - 1)), 0) for part in state)
+    return C, n, m
 
 
 def _no_steps(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State) -> tuple[Tensor, State]:
