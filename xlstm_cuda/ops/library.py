@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("xlstm_cuda", "DEF")
-IMPLEMENTATIONS: dict[str, Callable] = {}  #: by the op's name, for tests that stand between an op and its device
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}  #: by the op's name, for tests that stand between an op and its device
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", str: "str", bool: "bool", int | None: "int?",
