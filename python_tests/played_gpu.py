@@ -353,7 +353,7 @@ def played(gpu: GPU) -> Iterator[None]:
         yield
 
 
-def another_mode(_: Tensor) -> bool:
+def another_mode(*_: Tensor) -> bool:
     """As library.must_dispatch, on a device without modes of its own."""
     return torch._C._len_torch_dispatch_stack() > 1
 

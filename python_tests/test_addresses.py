@@ -16,6 +16,7 @@ from torch import Tensor
 import xlstm_cuda
 from xlstm_cuda import backends, functional
 from xlstm_cuda.blocks.conv import CausalConv1d
+from xlstm_cuda.ops import conv_cpu
 from xlstm_cuda.ops.launch import Call
 from xlstm_cuda.ops.signatures import MLSTMOptions
 
@@ -298,14 +299,33 @@ def test_a_module_of_other_sources_is_found_at_the_call():
     launcher = xlstm_cuda.native._C.mlstm_step_cpu_float32
     tensors = dict.fromkeys(("q", "k", "v", "i", "f", "C", "n", "m", "h", "C_last", "n_last", "m_last"), 0)
     options = MLSTMOptions(scale=1.0, igate="exp", normalize=True, eps=0.0, backend="cpu")
-    fields = dict(rows=0, DHQK=1, DHHV=1, **tensors, options=options, threads=1)
+    fields = dict(shape=(0, 1, 1), **tensors, options=options, threads=1)
     launcher(**fields)
     with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: missing field 'm_last'; .*reinstall"):
         launcher(**{name: value for name, value in fields.items() if name != "m_last"})
     with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: unknown field 'L'; .*reinstall"):
         launcher(**fields, L=1)
-    with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: rows: got 1\.5, expected an int"):
-        launcher(**{**fields, "rows": 1.5})
+    with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: shape: got 1\.5, expected an int"):
+        launcher(**{**fields, "shape": (1.5, 1, 1)})
+    with pytest.raises(TypeError, match=r"mlstm_step_cpu_float32: shape: got \(0, 1\), expected a tuple of 3"):
+        launcher(**{**fields, "shape": (0, 1)})
+    with pytest.raises(TypeError, match="mlstm_step_cpu_float32: fields are keywords"):
+        launcher((0, 1, 1), **fields)
+
+
+def test_fields_are_found_by_name_in_any_order():
+    """Also where the names are no strings of the source, as of a dict that was read from somewhere."""
+    launcher = xlstm_cuda.native._C.conv_step_cpu_float32
+    x, held, w, b = torch.randn(2, 3), torch.randn(2, 4, 3), torch.randn(3, 1, 4), torch.randn(3)
+    expected, expected_window = conv_cpu.step(x, held, w, b)
+    window, y = torch.empty(2, 4, 3), torch.empty(2, 3)
+    tensors = dict(x=x, held=held, w=w, b=b, window=window, y=y)
+    fields = dict(B=2, D=3, K=4, held_steps=4, **{name: t.data_ptr() for name, t in tensors.items()}, threads=1)
+    for names in (list(fields), list(reversed(fields)), sorted(fields)):
+        window.zero_()
+        y.zero_()
+        launcher(**{"".join([*name]): fields[name] for name in names})
+        assert torch.equal(y, expected) and torch.equal(window, expected_window)
 
 
 def test_enums_are_parsed_in_one_place(backend):

@@ -278,15 +278,16 @@ def _check_mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, lead: st
     checks.dtype("q", q, checks.FLOATING)
     checks.rank("q", q, f"({lead}NH, DHQK)")
     checks.rank("v", v, f"({lead}NH, DHHV)")
-    same, gates = (q.dtype,), (q.dtype,) if q.dtype == torch.float64 else (q.dtype, torch.float32)
-    checks.operand("k", k, q.shape, f"({lead}NH, DHQK)", same, q.device)
-    checks.operand("v", v, (*q.shape[:-1], v.shape[-1]), f"({lead}NH, DHHV)", same, q.device)
+    shape, dtype, device, DHHV = q.shape, q.dtype, q.device, v.shape[-1]  # read once: decoding pays for every look
+    *batch, NH, DHQK = shape
+    same, gates = (dtype,), (dtype,) if dtype == torch.float64 else (dtype, torch.float32)
+    checks.operand("k", k, shape, f"({lead}NH, DHQK)", same, device)
+    checks.operand("v", v, (*batch, NH, DHHV), f"({lead}NH, DHHV)", same, device)
     for name, gate in (("i", i), ("f", f)):
-        checks.operand(name, gate, q.shape[:-1], f"({lead}NH)", gates, q.device)
-    *batch, NH, DHQK = q.shape
-    if NH < 1 or DHQK < 1 or v.shape[-1] < 1:
-        raise ValueError(f"q, v: got shapes {tuple(q.shape)}, {tuple(v.shape)}, expected NH, DHQK and DHHV of at least 1")
-    return batch[0], batch[1] if len(batch) > 1 else 1, NH, DHQK, v.shape[-1]
+        checks.operand(name, gate, (*batch, NH), f"({lead}NH)", gates, device)
+    if NH < 1 or DHQK < 1 or DHHV < 1:
+        raise ValueError(f"q, v: got shapes {tuple(shape)}, {tuple(v.shape)}, expected NH, DHQK and DHHV of at least 1")
+    return batch[0], batch[1] if len(batch) > 1 else 1, NH, DHQK, DHHV
 
 
 def _mlstm_numeric(scale: float | None, igate: str, normalize: bool, eps: float, DHQK: int) -> tuple[float, str, bool, float]:

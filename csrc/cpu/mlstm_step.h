@@ -17,7 +17,7 @@ struct MlstmStep : MlstmOptions<Real> {
 };
 template <class R, typename Real>
 void read(R& r, MlstmStep<Real>& p) {
-  r("rows", p.rows)("DHQK", p.DHQK)("DHHV", p.DHHV);
+  r("shape", p.rows, p.DHQK, p.DHHV);
   r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C", p.C)("n", p.n)("m", p.m);
   r("h", p.h)("C_last", p.C_last)("n_last", p.n_last)("m_last", p.m_last);
   r("options", static_cast<MlstmOptions<Real>&>(p));

@@ -113,10 +113,11 @@ class CausalConv1d(nn.Module):
 
     def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
-        if not is_plain(self.conv, nn.Conv1d):
+        conv = self.conv
+        if not is_plain(conv, nn.Conv1d):
             (window,) = self.last_inputs(x.unsqueeze(1), state)
             return self._called(window).squeeze(1), (window,)
-        weight, bias = self.conv.weight, self.conv.bias
+        weight, bias = conv.weight, conv.bias
         assert bias is not None
         if not torch.is_grad_enabled() and conv_cpu.usable(x, weight, bias):
             y, window = conv_cpu.step(x, None if state is None else self._held(x, state), weight, bias)

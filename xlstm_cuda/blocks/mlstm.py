@@ -154,10 +154,10 @@ def _without_ones(state: Sequence[Tensor], like: Tensor, B: int) -> MLSTMState:
     for name, part, shape, expected in zip("Cnm", state, shapes, official):
         if part.dtype != dtype:
             part = part.to(dtype)
-        if part.shape == expected:
+        if part.shape != shape:
+            if part.shape != expected:
+                raise ValueError(f"mlstm_state.{name}: got shape {tuple(part.shape)}, expected {expected}")
             part = part.reshape(shape)
-        elif part.shape != shape:
-            raise ValueError(f"mlstm_state.{name}: got shape {tuple(part.shape)}, expected {expected}")
         parts.append(part)
     return MLSTMState(*parts)
 

@@ -16,9 +16,13 @@ _BACKWARD = {torch.float32: _C.conv_backward_cpu_float32, torch.float64: _C.conv
 
 def usable(x: Tensor, *others: Tensor) -> bool:
     """Whether the functions below take these operands; compilers and modes need PyTorch's operators."""
-    if x.dtype not in _FORWARD or x.device.type != "cpu" or must_dispatch(x):
+    dtype = x.dtype
+    if dtype not in _FORWARD or not x.is_cpu or must_dispatch(x, *others):
         return False
-    return all(one.dtype == x.dtype and one.device == x.device and not must_dispatch(one) for one in others)
+    for one in others:  # all() would take as long as the rest
+        if one.dtype is not dtype or not one.is_cpu:
+            return False
+    return True
 
 
 def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,14 +30,15 @@ def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[
 
     The same bits as `forward` on the window; None is zeros before the first input.
     """
-    B, D = x.shape
-    K = weight.shape[-1]
-    window, y = x.new_empty((B, K, D)), x.new_empty((B, D))
+    (B, D), K, dtype = x.shape, weight.shape[-1], x.dtype
     call = CPUCall()
-    _STEP[x.dtype](
-        B=B, D=D, K=K, held_steps=K if held is None else held.shape[1],
-        x=call.address(x, x.dtype), held=call.address(held, x.dtype), w=call.address(weight, x.dtype),
-        b=call.address(bias, x.dtype), window=call.result(window), y=call.result(y), threads=torch.get_num_threads(),
+    address = call.address
+    y, to_y = call.like(x)
+    steps = K if held is None else held.shape[1]
+    window, to_window = call.like(held if held is not None and steps == K else x.new_empty((B, K, D)))
+    _STEP[dtype](
+        B=B, D=D, K=K, held_steps=steps, x=address(x, dtype), held=address(held, dtype), w=address(weight, dtype),
+        b=address(bias, dtype), window=to_window, y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
     return y, window
 

@@ -37,10 +37,11 @@ class Call:
     bytes, is of addresses and of the rows of views, because kernels read whole vectors.
     """
 
+    _copies: tuple[Tensor, ...] = ()
+
     def __init__(self, device: torch.device, alignment: int) -> None:
         self.device, self.alignment = device, alignment
         self._on_cpu = device.type == "cpu"
-        self._copies: list[Tensor] = []
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialised memory for a result or a workspace."""
@@ -115,7 +116,7 @@ class Call:
 
     def _kept(self, ready: Tensor, x: Tensor) -> Tensor:
         if ready is not x:
-            self._copies.append(ready)
+            self._copies += (ready,)
         return ready
 
 
@@ -131,17 +132,23 @@ class CPUCall(Call):
     device, alignment, _on_cpu = torch.device("cpu"), 1, True
 
     def __init__(self) -> None:
-        self._copies = []
+        pass
 
     def address(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
-        if x is None:
-            return 0
-        if x.dtype is dtype and x.is_contiguous() and x.is_cpu and not x.is_neg():
+        if x is not None and x.dtype is dtype and x.is_cpu and x.is_contiguous() and not x.is_neg():
             return x.data_ptr()
-        return super().address(x, dtype)
+        return 0 if x is None else super().address(x, dtype)
 
     def result(self, x: Tensor | None) -> int:
         return x.data_ptr() if x is not None and x.is_cpu and x.is_contiguous() else super().result(x)
+
+    def like(self, x: Tensor) -> tuple[Tensor, int]:
+        """A result of x's shape and dtype, and its address."""
+        y = torch.empty_like(x)  # in the strides of x: naming another format takes longer than finding out that these will do
+        if y.is_cpu and y.is_contiguous():
+            return y, y.data_ptr()
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return y, self.result(y)
 
 
 class KernelCall(Call):

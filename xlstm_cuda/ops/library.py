@@ -94,14 +94,17 @@ def differentiated(*operands: Tensor | None) -> bool:
     return False
 
 
-def must_dispatch(x: Tensor) -> bool:
+def must_dispatch(*operands: Tensor) -> bool:
     """Whether the op itself has to be called: by a compiler, in a mode (fake tensors, flop counting), inside torch.func, on a
     tensor subclass. Eager calls otherwise run the implementation, because the op's dispatch costs more than a decoding step."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     if torch._C._are_functorch_transforms_active():
         return True
-    return type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)
+    for x in operands:
+        if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
+            return True
+    return False
 
 
 def refuse_torch_func(cell: str) -> None:

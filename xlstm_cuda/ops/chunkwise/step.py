@@ -15,21 +15,18 @@ _STEP = {torch.float32: _C.mlstm_step_cpu_float32, torch.float64: _C.mlstm_step_
 
 def step(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, options: Options) -> tuple[Tensor, State]:
     """M1-M3 for one token; q, k (B, NH, DHQK), v (B, NH, DHHV), i, f (B, NH). Returns h and new C, n, m."""
-    dtype = state[0].dtype
     C, n, m = state
-    given = v.dtype
-    if q.dtype is not dtype:
+    (B, NH, DHQK, DHHV), dtype, given = C.shape, C.dtype, v.dtype
+    if given is not dtype:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if i.dtype is not dtype or f.dtype is not dtype:
         i, f = i.to(dtype), f.to(dtype)
-    h, C_last, n_last, m_last = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (v, C, n, m))
     call = CPUCall()
-    address, result = call.address, call.result
+    address, like = call.address, call.like
+    (h, to_h), (C_last, to_C), (n_last, to_n), (m_last, to_m) = like(v), like(C), like(n), like(m)
     _STEP[dtype](
-        rows=i.numel(), DHQK=q.shape[-1], DHHV=v.shape[-1],
-        q=address(q, dtype), k=address(k, dtype), v=address(v, dtype), i=address(i, dtype), f=address(f, dtype),
-        C=address(C, dtype), n=address(n, dtype), m=address(m, dtype),
-        h=result(h), C_last=result(C_last), n_last=result(n_last), m_last=result(m_last),
-        options=options, threads=torch.get_num_threads(),
+        shape=(B * NH, DHQK, DHHV), q=address(q, dtype), k=address(k, dtype), v=address(v, dtype),
+        i=address(i, dtype), f=address(f, dtype), C=address(C, dtype), n=address(n, dtype), m=address(m, dtype),
+        h=to_h, C_last=to_C, n_last=to_n, m_last=to_m, options=options, threads=torch.get_num_threads(),
     )  # fmt: skip
     return h if given is dtype else h.to(given), (C_last, n_last, m_last)
