@@ -150,6 +150,7 @@ def mlstm(q: Array, k: Array, v: Array, i: Array, f: Array, state: Any, G: Any, 
     value["h"], terms["h"] = h, h_terms
     value["C"] = (k * WT[..., None]).swapaxes(1, 2) @ v + UT[..., None] * C0
     terms["C"] = (np.abs(k) * WT_terms[..., None]).swapaxes(1, 2) @ np.abs(v) + UT_terms[..., None] * np.abs(C0)
+    terms["C"] = terms["C"] + flushed * np.abs(k).sum(1)[:, :, None]  # w v is kept in 16 bits, however small v is
     value["n"] = (k * WT[..., None]).sum(1) + UT * n0
     terms["n"] = (np.abs(k) * WT_terms[..., None]).sum(1) + UT_terms * np.abs(n0)
     value["m"], terms["m"] = m[:, -1], np.abs(m).max(1) + 1
