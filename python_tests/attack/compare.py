@@ -102,8 +102,9 @@ def _judge_mlstm(case: Case, got: dict[str, Tensor]) -> Verdict:
     rounding = state_rounding if exact else tolerances.ROUNDING[dtype]  # of q's dtype
     in_16_bits = case.backend in KERNELS and case.dtype in ("bfloat16", "float16")
     gates = widest(case.operands["i"], case.operands["f"], *([case.state["m"]] if case.state else []))
-    # In float64 sums of gates round too. The definition goes step by step and rounds the exponent log f + m, of the size of the gates, once a step.
-    roundings = case.operands["q"].shape[1] if case.backend == "reference" and not case.op.endswith("step") else 2
+    # In float64 sums of gates round too. The definition rounds the exponent log f + m, of the size of the gates, at every step.
+    by_step = case.backend == "reference" and not case.op.endswith("step")
+    roundings = max(2, case.operands["q"].shape[1]) if by_step else 2
     unit = rounding if in_16_bits else state_rounding * ((64 if exact else 16) + roundings * gates)
     options = mlstm_truth.Options(
         scale=case.options.get("scale", case.operands["q"].shape[-1] ** -0.5),
