@@ -6,9 +6,13 @@ XLSTM_PLAYED_GPU="A100", "RTX 4090" or "H100" lets the host executor play a GPU 
 XLSTM_PLAYED_SAMPLE=2 takes the first and at most one other of the cases of every test.
 """
 
+import contextlib
 import os
 import random
 from contextlib import ExitStack
+
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401  PyTorch's extension loader wants it, and it fails where distutils was imported before it
 
 import pytest
 import torch

@@ -57,6 +57,7 @@ NOT_PLAYED = {
 CUDA = torch.device("cuda", 0)
 ADDRESSES = 1 << 32  #: numbers above are addresses: no size or stride of a test is that large
 STREAM = 0  #: the executor's
+OF_EVERY_BUILD = frozenset(("version", "compiler", "fields"))  #: what every module has; the rest of the executor's are kernels
 
 
 class Played(Tensor):
@@ -264,10 +265,14 @@ class Module(types.ModuleType):
     cuda_architectures = "80-real;89-real;90a-real"
     cuda_version = 13000
 
+    @staticmethod
+    def cuda_problem(index: int) -> tuple[str, str]:
+        return "", ""
+
     def __init__(self, real: types.ModuleType) -> None:
         super().__init__(real.__name__)
         self.real, self.__file__ = real, real.__file__
-        self.kernels = frozenset(dir(native.simt())) - frozenset(dir(real))
+        self.kernels = frozenset(name for name in dir(native.simt()) if not name.startswith("_")) - OF_EVERY_BUILD
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.kernels or name.startswith("simt_"):

