@@ -274,10 +274,10 @@ template __global__ void kernel<true>(float*);
 """
 
 
-def compiled(nvcc: str, source: str, folder: Path, csrc: Path = CSRC) -> tuple[str, str]:
+def compiled(nvcc: str, source: str, folder: Path, csrc: Path = CSRC, *flags: str) -> tuple[str, str]:
     """PTX of the source for sm_90a, and the name of its only kernel."""
     (folder / "kernel.cu").write_text(source)
-    command = [nvcc, "-std=c++17", "-O3", "-ptx", "-arch=compute_90a", f"-I{csrc}", "kernel.cu", "-o", "kernel.ptx"]
+    command = [nvcc, "-std=c++17", "-O3", "-ptx", "-arch=compute_90a", f"-I{csrc}", *flags, "kernel.cu", "-o", "kernel.ptx"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = (folder / "kernel.ptx").read_text()
@@ -353,3 +353,35 @@ def test_planted_bug_in_a_wrapper_is_found(ptx, nvcc, tmp_path, bug):
         assert source.count(old) == 1
         path.write_text(source.replace(old, new))
     assert wrappers_agree(ptx, nvcc, tmp_path, tmp_path) == (bug is None)
+
+
+WAIT = """
+#include "device/wait.cuh"
+// Thread 0 is answered by the last warp if there is one beside its own.
+__global__ void kernel(volatile unsigned* flag) {
+  if (threadIdx.x == 0)
+    xlstm::device::wait_until([&] { return *flag == 1; });
+  else if (threadIdx.x == 32)
+    *flag = 1;
+}
+"""
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_wait_that_nobody_ends_names_its_line(ptx, nvcc, tmp_path, bounded):
+    text, name = compiled(nvcc, WAIT, tmp_path, CSRC, "-lineinfo", *(["-DXLSTM_BOUNDED_WAITS"] if bounded else []))
+    ptx_backend.configure(ptx, ptx_backend.CARDS[90])
+    line = 1 + WAIT[: WAIT.index("wait_until([&]")].count("\n")
+    message = (
+        rf"^kernel\.cu:{line}: wait_until: assertion `another thread ends this wait` failed, lane 0: .*, block \(0,0,0\) warp 0 "
+        if bounded
+        else "^deadlock: no warp can go on; block 0 warp 0 spins at"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        ptx.ptx_run(text=text, kernel=name, arguments=[np.zeros(1, np.uint32)])
+    flag = np.zeros(1, np.uint32)
+    for seed in range(1, 5):  # a wait that another warp ends, also where that warp is held back, is not stopped
+        flag[0] = 0
+        ptx_backend.configure(ptx, ptx_backend.CARDS[90], seed=seed, starve=True)
+        ptx.ptx_run(text=text, kernel=name, arguments=[flag], block=64)
+        assert flag[0] == 1

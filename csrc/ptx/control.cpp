@@ -1,6 +1,8 @@
-// control.cpp - branches, exits, fences. Lanes that part at a branch run apart, the lowest pc first, and join where they meet.
+// control.cpp - branches, exits, fences, the call of __assertfail. Lanes that part at a branch run apart, the lowest pc first,
+// and join where they meet.
 #include "ptx/barriers.h"
 #include "ptx/decode.h"
+#include "ptx/lanes.h"
 #include "ptx/races.h"
 
 namespace xlstm::ptx {
@@ -35,6 +37,15 @@ void leave(Warp& w, const Instruction& i) {
   }
 }
 
+// __assertfail(message, file, line, function, size of a character)
+void assertion_failed(Warp& w, const Instruction& i) {
+  const int lane = __builtin_ctz(w.exec);
+  const auto text = [&](size_t n) { return std::string(reinterpret_cast<const char*>(in<uint64_t>(w, i.o[n])[lane])); };
+  fault(&w, &i,
+        text(2) + ":" + std::to_string(in<uint32_t>(w, i.o[3])[lane]) + ": " + text(4) + ": assertion `" + text(1) +
+            "` failed, lane " + std::to_string(lane));
+}
+
 void trap(Warp& w, const Instruction& i) { fault(&w, &i, "trap"); }
 void pause(Warp& w, const Instruction&) { w.yield = true; }
 void order(Warp& w, const Instruction&) { fence(w); }
@@ -46,6 +57,8 @@ Handler decode_control(Decoding& d) {
   if (d.op() == "bra") return branch;
   if (d.is({"ret", "exit"})) return leave;
   if (d.op() == "trap") return trap;
+  if (d.op() == "call" && d.i.o.size() == 6 && d.i.o[1].width == 8 && d.i.o[2].width == 8 && d.i.o[4].width == 8)
+    return assertion_failed;
   if (d.op() == "nanosleep") return pause;
   if (d.is({"membar", "fence"})) return order;
   d.i.results = 1;

@@ -1,12 +1,15 @@
 // cudart.cpp - a CUDA runtime whose only device is the interpreter. Kernels come from the PTX that nvcc embedded in the program
 // (--compress-mode=none), device memory is host memory, every launch is synchronous. It has the entry points that nvcc's host
-// code and csrc/device/launch.cuh call, and checks what a driver checks; another one is missing when _ptx is loaded.
+// code and csrc/device/launch.cuh call, and checks what a driver checks; another one is missing when _ptx is loaded. The devices
+// are equal; what a driver keeps per device is kept per device. For tests of the launch code it remembers its calls (calls()) and
+// fails where it is told to (fail_next()).
 #include "ptx/cudart.h"
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <mutex>
 #include <set>
 #include <unordered_map>
@@ -16,12 +19,16 @@ namespace {
 
 using Module = std::map<std::string, std::string>;  // PTX by target
 
+struct Allowed {
+  size_t dynamic_limit = 48 * 1024;
+  bool large_cluster = false;
+};
+
 struct Function {
   Module* module = nullptr;
   std::string name;
   std::map<std::string, std::unique_ptr<Kernel>> kernels;  // by target
-  size_t dynamic_limit = 48 * 1024;
-  bool large_cluster = false;
+  Allowed allowed[kDevices];
 };
 
 std::unordered_map<const void*, Function>& functions() {
@@ -42,6 +49,7 @@ struct Pushed {
 
 std::mutex lock;  // one launch at a time
 uint64_t launch_count = 0;
+thread_local int device = 0;  // the current one
 thread_local std::vector<Pushed> pushed;
 thread_local cudaError_t last = cudaSuccess;
 thread_local std::string message;
@@ -54,6 +62,31 @@ cudaError_t fail(cudaError_t error, const std::string& what) {
 Function* function_of(const void* f) {
   const auto found = functions().find(f);
   return found == functions().end() ? nullptr : &found->second;
+}
+
+// ---- what tests of the launch code see and say
+std::mutex record_lock;
+std::deque<Call> record;
+std::map<std::string, cudaError_t> planted;
+std::set<int> without_clusters;
+
+// Every entry point that launch.cuh calls begins with this; an error is what it returns.
+cudaError_t entered(const char* function, const void* host = nullptr, int64_t value = 0) {
+  constexpr size_t kRemembered = 1000;
+  const std::lock_guard<std::mutex> guard(record_lock);
+  const Function* f = host ? function_of(host) : nullptr;
+  record.push_back({function, device, f ? f->name : "", value});
+  if (record.size() > kRemembered) record.pop_front();
+  const auto at = planted.find(function);
+  if (at == planted.end()) return cudaSuccess;
+  const cudaError_t error = at->second;
+  planted.erase(at);
+  return fail(error, "ptx: planted by a test");
+}
+
+bool holds_clusters() {
+  const std::lock_guard<std::mutex> guard(record_lock);
+  return !without_clusters.count(device);
 }
 
 const Kernel& kernel_of(Function& f) {
@@ -88,12 +121,13 @@ cudaError_t start(const void* host, dim3 grid, dim3 block, void** arguments, siz
     if (threads > 1024 || (k.max_threads && threads > size_t(k.max_threads)))
       return fail(cudaErrorInvalidValue,
                   "ptx: " + std::to_string(threads) + " threads, .maxntid " + std::to_string(k.max_threads));
-    if (shared > f->dynamic_limit || shared + static_bytes(k) > size_t(settings.shared_limit))
+    const Allowed& allowed = f->allowed[device];
+    if (shared > allowed.dynamic_limit || shared + static_bytes(k) > size_t(settings.shared_limit))
       return fail(cudaErrorInvalidValue,
                   "ptx: " + std::to_string(shared) + " bytes of dynamic shared memory are more than allowed");
     if (per_cluster > 1 && settings.architecture < 90)
       return fail(cudaErrorNotSupported, "ptx: sm_" + settings.target + " has no clusters");
-    if (per_cluster > (f->large_cluster ? 16 : 8)) return fail(cudaErrorInvalidClusterSize, "ptx: cluster size");
+    if (per_cluster > (allowed.large_cluster ? 16 : 8)) return fail(cudaErrorInvalidClusterSize, "ptx: cluster size");
     if (cooperative && blocks > size_t(settings.processors))  // one block per processor: stricter than a device
       return fail(cudaErrorCooperativeLaunchTooLarge, "ptx: the cooperative grid does not fit on the device");
     Launch launch{};
@@ -122,6 +156,33 @@ cudaError_t start(const void* host, dim3 grid, dim3 block, void** arguments, siz
 std::vector<std::string> targets() { return {known_targets().begin(), known_targets().end()}; }
 
 uint64_t launches() { return launch_count; }
+
+std::vector<Call> calls() {
+  const std::lock_guard<std::mutex> guard(record_lock);
+  const std::vector<Call> all(record.begin(), record.end());
+  record.clear();
+  return all;
+}
+
+void fail_next(const std::string& function, int error) {
+  const std::lock_guard<std::mutex> guard(record_lock);
+  planted[function] = cudaError_t(error);
+}
+
+void hold_clusters(int index, bool holds) {
+  const std::lock_guard<std::mutex> guard(record_lock);
+  if (holds)
+    without_clusters.erase(index);
+  else
+    without_clusters.insert(index);
+}
+
+int current_device() { return device; }
+
+void set_current_device(int index) {
+  if (index < 0 || index >= kDevices) throw std::invalid_argument("ptx: no device " + std::to_string(index));
+  device = index;
+}
 
 void run_text(const std::string& text, const std::string& kernel, const Shape& shape, const std::vector<uint8_t>& parameters) {
   const std::lock_guard<std::mutex> guard(lock);
@@ -202,12 +263,15 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
   return cudaSuccess;
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+  if (const cudaError_t error = entered("cudaLaunchKernel", kernel, int64_t(shared))) return error;
   return start(kernel, grid, block, arguments, shared, dim3(1, 1, 1), false);
 }
 cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+  if (const cudaError_t error = entered("cudaLaunchKernel", host, int64_t(shared))) return error;
   return start(host, grid, block, arguments, shared, dim3(1, 1, 1), false);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, void** arguments) {
+  if (const cudaError_t error = entered("cudaLaunchKernelExC", host, int64_t(c->dynamicSmemBytes))) return error;
   dim3 cluster(1, 1, 1);
   bool cooperative = false;
   for (unsigned n = 0; n < c->numAttrs; ++n) {
@@ -222,6 +286,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* host, v
   return start(host, c->gridDim, c->blockDim, arguments, c->dynamicSmemBytes, cluster, cooperative);
 }
 cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
+  const char* name =
+      attribute == cudaFuncAttributeMaxDynamicSharedMemorySize ? "MaxDynamicSharedMemorySize" : "cudaFuncSetAttribute";
+  if (const cudaError_t error = entered(name, host, value)) return error;
   const std::lock_guard<std::mutex> guard(lock);
   Function* f = function_of(host);
   if (!f) return fail(cudaErrorInvalidDeviceFunction, "ptx: unknown kernel");
@@ -229,14 +296,14 @@ cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, 
     if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
       if (value < 0 || size_t(value) + static_bytes(kernel_of(*f)) > size_t(settings.shared_limit))
         return fail(cudaErrorInvalidValue, "ptx: more shared memory than a block can have");
-      f->dynamic_limit = size_t(value);
+      f->allowed[device].dynamic_limit = size_t(value);
       return cudaSuccess;
     }
   } catch (const std::exception& e) {
     return fail(cudaErrorInvalidDeviceFunction, std::string("ptx: ") + e.what());
   }
   if (attribute != cudaFuncAttributeNonPortableClusterSizeAllowed) return fail(cudaErrorInvalidValue, "ptx: function attribute");
-  f->large_cluster = value != 0;
+  f->allowed[device].large_cluster = value != 0;
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* host) {
@@ -247,13 +314,14 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ho
     *attributes = {};
     attributes->sharedSizeBytes = static_bytes(kernel_of(*f));
     attributes->maxThreadsPerBlock = kernel_of(*f).max_threads ? kernel_of(*f).max_threads : 1024;
-    attributes->maxDynamicSharedSizeBytes = int(f->dynamic_limit);
+    attributes->maxDynamicSharedSizeBytes = int(f->allowed[device].dynamic_limit);
     return cudaSuccess;
   } catch (const std::exception& e) {
     return fail(cudaErrorInvalidDeviceFunction, std::string("ptx: ") + e.what());
   }
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* host, int threads, size_t shared) {
+  if (const cudaError_t error = entered("cudaOccupancyMaxActiveBlocksPerMultiprocessor", host, int64_t(shared))) return error;
   const std::lock_guard<std::mutex> guard(lock);
   constexpr size_t kReserved = 1024;  // bytes of shared memory that each block costs beside its own
   Function* f = function_of(host);
@@ -272,6 +340,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, host, threads, shared);
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* host, const cudaLaunchConfig_t* c) {
+  if (const cudaError_t error = entered("cudaOccupancyMaxActiveClusters", host, int64_t(c->dynamicSmemBytes))) return error;
   int per_processor = 0;
   *clusters = 0;
   unsigned size = 1;
@@ -281,18 +350,22 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* host, cons
   if (settings.architecture < 90) return fail(cudaErrorNotSupported, "ptx: sm_" + settings.target + " has no clusters");
   const cudaError_t error =
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, host, int(c->blockDim.x), c->dynamicSmemBytes);
-  if (error == cudaSuccess) *clusters = per_processor * settings.processors / int(size);
+  if (error == cudaSuccess && holds_clusters()) *clusters = per_processor * settings.processors / int(size);
   return error;
 }
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+cudaError_t cudaGetDevice(int* index) {
+  if (const cudaError_t error = entered("cudaGetDevice")) return error;
+  *index = device;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : fail(cudaErrorInvalidDevice, "ptx: there is one device");
+cudaError_t cudaSetDevice(int index) {
+  if (const cudaError_t error = entered("cudaSetDevice", nullptr, index)) return error;
+  if (index < 0 || index >= kDevices) return fail(cudaErrorInvalidDevice, "ptx: no device " + std::to_string(index));
+  device = index;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = kDevices;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -321,6 +394,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {
+  (void)entered("cudaGetLastError", nullptr, last);
   const cudaError_t error = last;
   last = cudaSuccess;
   return error;
@@ -328,9 +402,19 @@ cudaError_t cudaGetLastError() {
 cudaError_t cudaPeekAtLastError() { return last; }
 const char* cudaGetErrorString(cudaError_t) { return message.c_str(); }
 const char* cudaGetErrorName(cudaError_t error) {
-  thread_local std::string name;
-  name = error == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "cudaError " + std::to_string(int(error));
-  return name.c_str();
+  static const std::map<cudaError_t, std::string> names{
+      {cudaErrorInvalidValue, "cudaErrorInvalidValue"},
+      {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation"},
+      {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration"},
+      {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction"},
+      {cudaErrorInvalidDevice, "cudaErrorInvalidDevice"},
+      {cudaErrorLaunchFailure, "cudaErrorLaunchFailure"},
+      {cudaErrorCooperativeLaunchTooLarge, "cudaErrorCooperativeLaunchTooLarge"},
+      {cudaErrorNotSupported, "cudaErrorNotSupported"},
+      {cudaErrorInvalidClusterSize, "cudaErrorInvalidClusterSize"},
+  };
+  const auto known = names.find(error);
+  return known == names.end() ? "another cudaError" : known->second.c_str();
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -23,7 +23,7 @@ struct Fault : std::runtime_error {
 };
 
 struct Operand {
-  enum Kind : uint8_t { None, Register, Immediate, Predicate, Address, Sink, Label } kind = None;
+  enum Kind : uint8_t { None, Register, Immediate, Predicate, Address, Sink, Label, Clock } kind = None;
   uint8_t width = 0;          // bytes per lane: 4 or 8
   uint8_t base = 0;           // 0: the warp's registers, 1: the kernel's constants
   bool negated = false;       // !%p
@@ -69,6 +69,7 @@ struct Kernel {
   std::vector<std::pair<std::string, uint32_t>> specials;  // special register, word offset
   std::vector<uint32_t> special_ids;
   std::vector<std::string> places;  // source lines, file:line
+  std::deque<std::string> strings;  // literals; a kernel has their addresses
   size_t parameter_bytes = 0;
   uint32_t register_words = 0, register_count = 0;
   uint32_t static_shared = 0, dynamic_align = 16, dynamic_offset = 0;  // the offset is one within the shared window
@@ -177,6 +178,7 @@ struct Launch {
   bool cooperative;
   std::vector<uint8_t> parameters;
   void* workspace;                           // of a cooperative grid
+  uint64_t nanoseconds;                      // %globaltimer
   uint32_t first_serial = 0, set_warps = 0;  // of the set that runs now
 };
 

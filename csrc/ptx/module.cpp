@@ -64,6 +64,20 @@ PYBIND11_MODULE(_ptx, m) {
         py::arg("shared_limit"), py::arg("seed"), py::arg("late"), py::arg("starve"), py::arg("reads"), py::arg("races"),
         py::arg("float32_products"), "how the launches that follow run; see struct Settings in machine.h");
   m.def("ptx_launches", &launches, "how many launches have run to their end");
+  m.def("ptx_set_device", &set_current_device, "makes one of ptx_devices equal devices the current one of this thread");
+  m.def("ptx_device", &current_device, "the current device of this thread");
+  m.attr("ptx_devices") = kDevices;
+  m.def("ptx_hold_clusters", &hold_clusters, py::arg("device"), py::arg("holds"), "False: no cluster fits this device");
+  m.def("ptx_fail_next", &fail_next, py::arg("function"), py::arg("error"),
+        "the next call of this function of the CUDA runtime fails with this cudaError_t");
+  m.def(
+      "ptx_calls",
+      [] {
+        py::list all;
+        for (const Call& c : calls()) all.append(py::make_tuple(c.function, c.device, c.kernel, c.value));
+        return all;
+      },
+      "(function, current device, kernel, value) of the runtime's last calls (at most 1000) since this was asked");
   m.def("ptx_watch_allocations", &watch_allocations, "PyTorch's CPU tensors that are made from now on are known to the byte");
   m.def("ptx_run", &run_ptx, py::kw_only(), py::arg("text"), py::arg("kernel"), py::arg("arguments"), py::arg("grid") = 1,
         py::arg("block") = 32, py::arg("cluster") = 1, py::arg("shared_bytes") = 0, py::arg("cooperative") = false,

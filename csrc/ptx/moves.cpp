@@ -83,6 +83,11 @@ void parameter_address(Warp& w, const Instruction& i) {
   lanes(w.exec, [&](int l) { d[l] = v; });
 }
 
+void clock_time(Warp& w, const Instruction& i) {
+  auto* d = out<uint64_t>(w, i.o[0]);
+  lanes(w.exec, [&](int l) { d[l] = current->nanoseconds; });
+}
+
 template <int From, int To>  // pieces of From bytes into one of To
 void pack(Warp& w, const Instruction& i) {
   lanes(w.exec, [&](int l) {
@@ -115,6 +120,10 @@ Handler decode_mov(Decoding& d) {
   Instruction& i = d.i;
   const int b = d.type.bits;
   if (i.o.size() == 2) {
+    if (i.o[1].kind == Operand::Clock) {
+      d.width(0, 64);
+      return clock_time;
+    }
     if (i.o[1].kind == Operand::Immediate && i.o[1].parameter) {
       d.width(0, 64);
       return parameter_address;
@@ -155,6 +164,11 @@ Handler decode_move(Decoding& d) {
     return b == 64 ? Handler(select<uint64_t>) : select<uint32_t>;
   }
   if (d.op() == "mov" && d.plain) return decode_mov(d);
+  if (d.op() == "st" && d.has("param") && d.i.o.size() == 2) {  // an argument of a call: a register of its own
+    d.i.o[0].kind = Operand::Register;
+    d.widths({b, b});
+    return b == 64 ? Handler(unary<uint64_t, uint64_t, identity<uint64_t>>) : unary<uint32_t, uint32_t, identity<uint32_t>>;
+  }
   return nullptr;
 }
 

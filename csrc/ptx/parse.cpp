@@ -72,9 +72,9 @@ const std::set<std::string> kSpecialRegisters{
     "%lanemask_lt", "%lanemask_le", "%lanemask_eq"};
 
 struct Symbol {
-  enum Kind { Register, Predicate, Shared, Dynamic, Parameter } kind;
+  enum Kind { Register, Predicate, Shared, Dynamic, Parameter, String } kind;
   uint8_t width;  // of a register
-  uint32_t at;    // word offset, shared address or offset of the parameter
+  uint32_t at;    // word offset, shared address, offset of the parameter or number of the string
   uint32_t id;    // of a register or predicate
 };
 
@@ -102,6 +102,10 @@ class Parser {
   explicit Parser(Kernel& kernel) : k(kernel), scopes(1) {}
 
   void add_parameter(const std::string& name, uint32_t offset) { scopes.back().names[name] = {Symbol::Parameter, 8, offset, 0}; }
+  void add_string(const std::string& name, std::string value) {
+    scopes.back().names[name] = {Symbol::String, 8, uint32_t(k.strings.size()), 0};
+    k.strings.push_back(std::move(value));
+  }
   void add_dynamic(const std::string& name) { scopes.back().names[name] = {Symbol::Dynamic, 4, 0, 0}; }
 
   void add_shared(const SharedVariable& v) {
@@ -216,11 +220,11 @@ class Parser {
   }
   Symbol new_predicate() { return {Symbol::Predicate, 1, register_words++, registers++}; }
 
-  void declare(const std::string& s) {  // .reg .b32 %r<5>, and .reg .pred done, and .shared
+  void declare(const std::string& s) {  // .reg .b32 %r<5>, and .reg .pred done, .shared, and .param of a call, a register
     const std::vector<std::string> w = words(s);
     if (w[0] == ".pragma") return;
     if (w[0] == ".shared") return add_shared(shared_variable(w));
-    if (w[0] != ".reg") bad("unknown declaration", s);
+    if (w[0] != ".reg" && !(w[0] == ".param" && w.size() == 3)) bad("unknown declaration", s);
     for (size_t n = 2; n < w.size(); ++n) {
       const auto add = [&](const std::string& name) {
         scopes.back().names[name] = w[1] == ".pred" ? new_predicate() : new_register(type_bytes(w[1]) == 8 ? 8 : 4);
@@ -300,11 +304,17 @@ class Parser {
         case Symbol::Dynamic:
           k.uses_dynamic = true;
           return immediate(k.dynamic_offset);
+        case Symbol::String:
+          return immediate(reinterpret_cast<uint64_t>(k.strings[s->at].c_str()));
         case Symbol::Parameter:
           o = immediate(s->at);
           o.parameter = true;
           return o;
       }
+    }
+    if (t == "%globaltimer") {
+      o.kind = Operand::Clock;
+      return o;
     }
     if (t[0] == '%') return special_register(t);
     o.kind = Operand::Label;
@@ -337,7 +347,7 @@ class Parser {
   std::string operands(const std::string& text, std::vector<Operand>& all) {
     std::string label;
     for (size_t i = 0; i < text.size();) {
-      if (space(text[i]) || std::strchr(",{}|", text[i])) {
+      if (space(text[i]) || std::strchr(",{}|()", text[i])) {
         ++i;
         continue;
       }
@@ -381,10 +391,15 @@ class Parser {
     const std::string opcode = s.substr(at, end - at);
     const std::string label = operands(s.substr(end), i.o);
     if (!label.empty()) {
-      if (opcode.compare(0, 3, "bra") != 0) bad("unknown name", s);
-      Jump jump{k.code.size(), {}, label};
-      for (const Scope& scope : scopes) jump.scopes.push_back(scope.id);
-      jumps.push_back(jump);
+      if (opcode == "call.uni" && label == "__assertfail") {
+        i.text = "call.uni __assertfail";
+      } else if (opcode.compare(0, 3, "bra") == 0) {
+        Jump jump{k.code.size(), {}, label};
+        for (const Scope& scope : scopes) jump.scopes.push_back(scope.id);
+        jumps.push_back(jump);
+      } else {
+        bad("unknown name", s);
+      }
     }
     decode(i, opcode);
     for (Operand& o : i.o)
@@ -473,6 +488,14 @@ std::unique_ptr<Kernel> parse_kernel(const std::string& module, const std::strin
   declarations(before, "\n.shared", [&](const std::vector<std::string>& w) {  // those of other kernels are not this one's
     const SharedVariable v = shared_variable(w);
     if (text.find(v.name) != std::string::npos) parser.add_shared(v);
+  });
+  declarations(before, "\n.global .align 1 .b8 ", [&](const std::vector<std::string>& w) {  // name[11] = {119 ... 108}
+    if (w.size() < 7 || w[5] != "=") return;
+    const std::string name = w[4].substr(0, w[4].find('['));
+    if (text.find(name) == std::string::npos) return;
+    std::string value;
+    for (size_t n = 6; n < w.size(); ++n) value += char(std::stoi(w[n].substr(w[n][0] == '{')));
+    parser.add_string(name, value);
   });
   const size_t parenthesis = head.find('(');
   if (parenthesis != std::string::npos)

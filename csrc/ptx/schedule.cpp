@@ -200,6 +200,8 @@ void run_together(Clusters& set) {
   constexpr int kSpin = 40;                // a turn this short that ends at no barrier is no progress
   constexpr int kPatience = 3;             // rounds of nothing but spinning before the starved one is let in
   constexpr uint64_t kDeadlocked = 20000;  // and before the launch is given up
+  constexpr uint64_t kRound = 1'000;       // nanoseconds of a round; of one of nothing but spinning, so that a wait that
+  constexpr uint64_t kIdle = 1'000'000;    // measures its time gives up before the launch is
   std::vector<Warp*> warps, ready;
   for (const auto& c : set)
     for (const auto& b : c->blocks)
@@ -231,6 +233,7 @@ void run_together(Clusters& set) {
       }
     spun = progress ? 0 : spun + 1;
     idle = progress || delivered ? 0 : idle + 1;
+    current->nanoseconds += idle ? kIdle : kRound;
     if (idle > (ready.empty() ? 1 : kDeadlocked)) throw Fault(deadlock(warps));
   }
   for (const auto& c : set)
