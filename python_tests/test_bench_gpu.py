@@ -294,7 +294,7 @@ def bare_machine(folder: Path, with_packages: bool) -> tuple[Path, Path]:
     """A copy of the checkout without compiled modules, and an interpreter without the package: with our others, or none."""
     copy = folder / "checkout"
     copy.mkdir()
-    for path in [ROOT / name for name in (*checkout.ALL, "Makefile", "README.md")] + list(ROOT.glob("LICEN*")):
+    for path in [ROOT / name for name in (*checkout.ALL, "Makefile", "README.md", "LICENSE", "NOTICE")]:
         if path.is_dir():
             shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "results"))
         else:
