@@ -56,12 +56,10 @@ def _parameters(function: ast.FunctionDef) -> list[ast.arg]:
     return [one for one in (*a.posonlyargs, *a.args, *a.kwonlyargs, *optional) if one.arg not in ("self", "cls")]
 
 
-def repeated_lists(folder: str = "xlstm_cuda/ops", but: str = "chunkwise") -> list[str]:
-    """Runs of more than LONG_LIST parameter names in this order in two functions; not under `but`."""
+def repeated_lists(folder: str = "xlstm_cuda/ops") -> list[str]:
+    """Runs of more than LONG_LIST parameter names in this order in two functions."""
     runs: Counter[tuple[str, ...]] = Counter()
-    for path, function in _functions(folder):
-        if but in path.parts:
-            continue
+    for _, function in _functions(folder):
         names = [one.arg for one in _parameters(function)]
         runs.update({tuple(names[k : k + LONG_LIST + 1]) for k in range(len(names) - LONG_LIST)})
     return [", ".join(names) for names, count in runs.items() if count > 1]

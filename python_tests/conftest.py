@@ -99,6 +99,17 @@ def played_device():
         yield
 
 
+@pytest.fixture(params=["cpu", "simt", "cuda"])
+def backend(request) -> str:
+    """Every backend that does not run plain PyTorch; a file that needs others has a fixture of this name."""
+    from xlstm_cuda import backends
+
+    found = backends()[request.param]
+    if not found:
+        pytest.skip(found.reason)
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """torch.empty gives NaN, so that an output or workspace that is read before it is written shows."""

@@ -14,21 +14,13 @@ from mlstm_cases import KERNELS, device_of
 from torch import Tensor
 
 import xlstm_cuda
-from xlstm_cuda import backends, functional
+from xlstm_cuda import functional
 from xlstm_cuda.blocks.conv import CausalConv1d
 from xlstm_cuda.ops import conv_cpu
 from xlstm_cuda.ops.launch import Call
 from xlstm_cuda.ops.signatures import MLSTMOptions
 
 OPS = Path(functional.__file__).parent / "ops"
-
-
-@pytest.fixture(params=["cpu", "simt", "cuda"])
-def backend(request) -> str:
-    found = backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
 
 
 def test_only_one_place_asks_for_an_address():

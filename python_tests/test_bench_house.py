@@ -27,10 +27,10 @@ def test_every_function_of_the_ops_is_typed():
 
 
 def test_the_measures_see_what_they_should(tmp_path, monkeypatch, capsys):
-    (tmp_path / "ops/chunkwise").mkdir(parents=True)
+    (tmp_path / "ops/more").mkdir(parents=True)
     names = "a, b, c, d, e, f, g, h, eps"
     Path(tmp_path / "ops/one.py").write_text(f"def x({names}): ...\ndef y(self, {names}, more: int) -> int: ...\n")
-    Path(tmp_path / "ops/chunkwise/two.py").write_text("def z(a: int) -> int: ...\n")
+    Path(tmp_path / "ops/more/two.py").write_text("def z(a: int) -> int: ...\n")
     monkeypatch.setattr(house, "ROOT", tmp_path)
     assert house.repeated_lists("ops") == [names]
     assert house.untyped_functions("ops") == ["ops/one.py:1: x", "ops/one.py:2: y"]

@@ -15,18 +15,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import xlstm_cuda
-from xlstm_cuda import backends, functional
+from xlstm_cuda import functional
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 in_float64 = pytest.mark.usefixtures("float64_by_default")  # head norms show the rounding of another convolution
-
-
-@pytest.fixture(params=["cpu", "simt", "cuda"])
-def backend(request) -> str:
-    found = backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
 
 
 def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:

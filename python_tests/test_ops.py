@@ -10,19 +10,11 @@ from mlstm_cases import Case
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from xlstm_cuda import backends, functional, mLSTM, sLSTM
+from xlstm_cuda import functional, mLSTM, sLSTM
 from xlstm_cuda.ops.signatures import MLSTMOptions
 
 #: Everything torch.library.opcheck knows, AOT with static shapes included, which is not among its defaults.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic")
-
-
-@pytest.fixture(params=["cpu", "simt", "cuda"])
-def backend(request) -> str:
-    found = backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
 
 
 def mlstm_options(backend: str) -> MLSTMOptions:

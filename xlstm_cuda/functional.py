@@ -26,7 +26,7 @@ from .ops import mlstm as mlstm_ops
 from .ops import slstm as slstm_ops
 from .ops.library import differentiated
 from .ops.signatures import MLSTMOperands, MLSTMOptions, MLSTMToken, SLSTMOperands, SLSTMOptions
-from .states import MLSTMState, SLSTMState
+from .states import MLSTMState, SLSTMState, state_dtype
 
 CHUNK_SIZES = (16, 32, 64, 128, 256)
 
@@ -96,8 +96,8 @@ def mlstm(
     )  # fmt: skip
 
     if options.backend == "reference":
-        inputs = [x.to(_state_dtype(q)) for x in (q, k, v, i, f)] + ([] if reset is None else [reset])
-        start = initial or tuple(q.new_zeros(shape, dtype=_state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
+        inputs = [x.to(state_dtype(q)) for x in (q, k, v, i, f)] + ([] if reset is None else [reset])
+        start = initial or tuple(q.new_zeros(shape, dtype=state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
 
         def run_mlstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
             q, k, v, i, f, *starts = xs
@@ -203,8 +203,8 @@ def slstm(
     backend = resolve(backend, x.device)
 
     if backend == "reference":
-        inputs = [x.to(_state_dtype(x))] + ([] if reset is None else [reset])
-        dtype = _state_dtype(x)
+        inputs = [x.to(state_dtype(x))] + ([] if reset is None else [reset])
+        dtype = state_dtype(x)
         start = initial or tuple(x.new_zeros((N, NH, DH), dtype=dtype) for _ in range(4))
 
         def run_slstm(xs: Sequence[Tensor], state: Any) -> tuple[Tensor, Sequence[Tensor]]:
@@ -253,10 +253,6 @@ def slstm_step(
         return h, SLSTMState(*last)
     h, last_state = slstm(x.unsqueeze(1), R, b, state=initial, return_state=True, forget_gate=forget_gate, backend=backend)
     return h.squeeze(1), last_state
-
-
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _autocast(*operands: tuple[str, Tensor]) -> list[Tensor]:
@@ -312,7 +308,7 @@ def _started_afresh(k: Tensor, i: Tensor, f: Tensor, reset: Tensor, igate: str) 
     the returned state count. So i becomes that m, a gauge without gradient, and k takes what i loses: exp(i - m) <= 1.
     """
     starts = reset.unsqueeze(-1)
-    i, f = (gate.to(_state_dtype(k)) for gate in (i, f))
+    i, f = (gate.to(state_dtype(k)) for gate in (i, f))
     if igate == "exp":
         with torch.no_grad():
             # float16 has no room for small factors: there m is at most i + 6, the same state in another gauge.
@@ -329,7 +325,7 @@ def _mlstm_shapes(N: int, NH: int, DHQK: int, DHHV: int) -> list[tuple[int, ...]
 
 def _mlstm_state(state: object, N: int, NH: int, DHQK: int, DHHV: int, like: Tensor) -> Any:
     axes = ("(N, NH, DHQK, DHHV)", "(N, NH, DHQK)", "(N, NH)")
-    return checks.state(state, ("C", "n", "m"), _mlstm_shapes(N, NH, DHQK, DHHV), axes, _state_dtype(like), like.device)
+    return checks.state(state, ("C", "n", "m"), _mlstm_shapes(N, NH, DHQK, DHHV), axes, state_dtype(like), like.device)
 
 
 def _check_slstm(x: Tensor, R: Tensor, b: Tensor | None, lead: str) -> tuple[int, int, int, int]:
@@ -352,7 +348,7 @@ def _check_weight(name: str, weight: Tensor, x: Tensor, expected: tuple[int, ...
 
 def _slstm_state(state: object, N: int, NH: int, DH: int, like: Tensor) -> Any:
     axes, shapes = ("(N, NH, DH)",) * 4, ((N, NH, DH),) * 4
-    return checks.state(state, ("h", "c", "n", "m"), shapes, axes, _state_dtype(like), like.device)
+    return checks.state(state, ("h", "c", "n", "m"), shapes, axes, state_dtype(like), like.device)
 
 
 def _each_sequence(

@@ -12,6 +12,11 @@ from torch.utils import _pytree
 from . import checks
 
 
+def state_dtype(x: Tensor) -> torch.dtype:
+    """What the states of a call on x are kept in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 class MLSTMState(NamedTuple):
     """State of the mLSTM: matrix memory, normaliser and stabiliser, float32 (float64 for float64 inputs).
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .. import functional
-from ..states import MLSTMState
+from ..states import MLSTMState, state_dtype
 from ..weights import fill_, is_plain, under_autocast
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
@@ -132,22 +132,18 @@ class mLSTMCell(nn.Module):
         return i, f
 
 
-def _state_dtype(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
 def _fresh(like: Tensor) -> MLSTMState:
     """The state before the first step; ``like`` is q (B, NH, DH)."""
     B, NH, DH = like.shape
     shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
-    return MLSTMState(*(like.new_zeros(shape, dtype=_state_dtype(like)) for shape in shapes))
+    return MLSTMState(*(like.new_zeros(shape, dtype=state_dtype(like)) for shape in shapes))
 
 
 def _without_ones(state: Sequence[Tensor], like: Tensor, B: int) -> MLSTMState:
     """The official state of B rows without its trailing axes of size 1, in the dtype of states; ``like`` is q (..., NH, DH)."""
     if len(state) != 3:
         raise ValueError(f"mlstm_state: got {len(state)} tensors, expected (C, n, m)")
-    NH, DH, dtype = like.shape[-2], like.shape[-1], _state_dtype(like)
+    NH, DH, dtype = like.shape[-2], like.shape[-1], state_dtype(like)
     shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
     official = ((B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1))
     parts = []

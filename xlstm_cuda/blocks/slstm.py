@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .. import functional
-from ..states import SLSTMState
+from ..states import SLSTMState, state_dtype
 from ..weights import fill_, under_autocast
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
@@ -205,14 +205,10 @@ class sLSTMCell(nn.Module):
         return h, torch.stack(tuple(last)).flatten(2)
 
 
-def _state_dtype(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
 def _fresh(like: Tensor) -> SLSTMState:
     """The state before the first step; ``like`` is x (B, 4, NH, DH)."""
     B, _, NH, DH = like.shape
-    return SLSTMState(*like.new_zeros((4, B, NH, DH), dtype=_state_dtype(like)).unbind(0))
+    return SLSTMState(*like.new_zeros((4, B, NH, DH), dtype=state_dtype(like)).unbind(0))
 
 
 def _by_head(state: Tensor | Sequence[Tensor], like: Tensor, B: int) -> SLSTMState:
@@ -222,7 +218,7 @@ def _by_head(state: Tensor | Sequence[Tensor], like: Tensor, B: int) -> SLSTMSta
         state = torch.stack(tuple(state))
     if state.shape != (4, B, NH * DH):
         raise ValueError(f"slstm_state: got shape {tuple(state.shape)}, expected (4, B, D) = {(4, B, NH * DH)}")
-    return SLSTMState(*state.to(_state_dtype(like)).view(4, B, NH, DH).unbind(0))
+    return SLSTMState(*state.to(state_dtype(like)).view(4, B, NH, DH).unbind(0))
 
 
 def _turn_cuda_layout(cell: sLSTMCell, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

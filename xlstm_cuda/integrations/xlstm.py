@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..states import MLSTMState, SLSTMState
+from ..states import MLSTMState, SLSTMState, state_dtype
 from . import mlstm_kernels, patch
 from .every_state import every_state
 from .patch import Handle, Swap
@@ -77,7 +77,7 @@ def _mlstm_step(module: Any, backend: str | None) -> Callable[[Callable], Callab
             B, NH = q.shape[0], self.config.num_heads
             q, k, v = (x.view(B, NH, -1) for x in (q, k, v))
             DH = q.shape[-1]
-            dtype = _state_dtype(q)
+            dtype = state_dtype(q)
             if mlstm_state is None:
                 shapes = ((B, NH, DH, DH), (B, NH, DH), (B, NH))
                 before = MLSTMState(*(q.new_zeros(shape, dtype=dtype) for shape in shapes))
@@ -143,7 +143,7 @@ def _run_slstm(cell: Any, input: Tensor, state: Tensor | None, backend: str | No
     R = cell._recurrent_kernel_int2ext(cell._recurrent_kernel_).permute(2, 0, 3, 1)  # from [head, in, gate, out]
     b = cell._bias_int2ext(cell._bias_).transpose(0, 1)
     R, b = (weight if weight.dtype in (x.dtype, torch.float32) else weight.to(x.dtype) for weight in (R, b))
-    B, dtype = x.shape[0], _state_dtype(x)
+    B, dtype = x.shape[0], state_dtype(x)
     before = None
     if state is not None:
         if state.shape != (4, B, NH * DH):
@@ -179,7 +179,7 @@ class StatesOfEveryStep:
         R = kernel.view(NH, DH, 4, DH).permute(2, 0, 3, 1)
         b = bias.view(NH, 4, DH).transpose(0, 1)
         R, b = (weight if weight.dtype in (x.dtype, torch.float32) else weight.to(x.dtype) for weight in (R, b))
-        before = SLSTMState(*state.to(_state_dtype(x)).view(4, B, NH, DH).unbind(0))
+        before = SLSTMState(*state.to(state_dtype(x)).view(4, B, NH, DH).unbind(0))
         h, _ = functional.slstm(x, R, b, state=before, return_state=True, backend=self.backend)
         after = every_state(x, R, b, h, before).flatten(3).transpose(1, 2)
         return torch.cat([state.unsqueeze(1).to(input.dtype), after.to(input.dtype)], 1)
@@ -193,7 +193,3 @@ def _generator(backend: str | None) -> Callable[[Callable], Callable]:
         return patch.keeping_signature(original, sLSTMCellFuncGenerator)
 
     return replace
-
-
-def _state_dtype(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -15,6 +15,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import checks
+from ..states import state_dtype
 from .packed import ends, reversal, sequence_order
 
 
@@ -197,7 +198,7 @@ class RecurrentLayer(nn.Module):
             x = x.unsqueeze(0)
         if state is None:
             shapes = [(x.shape[0], *shape) for shape in self.state_shapes()]
-            states = [self.state_type(*(x.new_zeros(s, dtype=_state_dtype(x)) for s in shapes)) for _ in states]
+            states = [self.state_type(*(x.new_zeros(s, dtype=state_dtype(x)) for s in shapes)) for _ in states]
         x, last = self._layers(x, states, self.run_step, None)
         return x if batched else x.squeeze(0), self._join(last, batched)
 
@@ -254,7 +255,7 @@ class RecurrentLayer(nn.Module):
             getattr(self.state_type, "_fields"),  # noqa: B009
             [(*lead, *shape) for shape in self.state_shapes()],
             [f"(num_layers * num_directions, {lead_axes}{axes})" for axes in self.state_axes],
-            _state_dtype(like),
+            state_dtype(like),
             like.device,
         )
         if B is None:
@@ -289,10 +290,6 @@ class RecurrentLayer(nn.Module):
 def small_init_(weight: Tensor) -> None:
     """N(0, 2 / (5 fan_in)): Nguyen & Salazar 2019, the official package's choice for input projections."""
     nn.init.normal_(weight, std=math.sqrt(2 / (5 * weight.shape[-1])))
-
-
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _accepted_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:

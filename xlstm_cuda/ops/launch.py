@@ -30,6 +30,18 @@ class Stream(NamedTuple):
     device: int = -1
 
 
+class SLSTMShape(NamedTuple):
+    """csrc/slstm/params.h: Shape."""
+
+    B: int
+    S: int
+    NH: int
+    DH: int
+    cu_seqlens: int
+    reset: View
+    forget_gate: str
+
+
 class Call:
     """One call into a compiled module, whose tensors are all on one device.
 

@@ -1,6 +1,7 @@
 """The mLSTM as torch ops with an exact backward (M1-M6 in csrc/mlstm/README.md).
 
-One forward and one backward op serve every kernel backend; `chunkwise` is the CPU's implementation.
+One forward and one backward op serve every kernel backend; `mlstm_cpu` is the CPU's implementation, `mlstm_kernels` that of
+the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise, mlstm_kernels, mlstm_step_kernel
-from .chunkwise.states import EMPTY, State, state_dtype, state_shapes
+from ..states import state_dtype
+from . import mlstm_cpu, mlstm_kernels, mlstm_step_kernel
 from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
+from .mlstm_cpu import EMPTY, State, state_shapes
 from .signatures import (
     MLSTMGradients,
     MLSTMIncoming,
@@ -31,7 +33,7 @@ KERNEL_BACKENDS = ("cuda", "simt")
 def _forward_impl(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
     if options.backend in KERNEL_BACKENDS:
         return mlstm_kernels.forward(operands, options)
-    return chunkwise.forward(operands, options)
+    return mlstm_cpu.forward(operands, options)
 
 
 def _forward_fake(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
@@ -47,7 +49,7 @@ def _forward_fake(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResult
 def _backward_impl(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
     if options.backend in KERNEL_BACKENDS:
         return mlstm_kernels.backward(incoming, operands, saved, options)
-    return chunkwise.backward(incoming, operands, saved, options)
+    return mlstm_cpu.backward(incoming, operands, saved, options)
 
 
 def _backward_fake(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
@@ -124,7 +126,7 @@ def mlstm_step(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, State]
         h, C, n, m = mlstm_step_kernel.step(token, options)
         return h, (C, n, m)
     q, k, v, i, f, C, n, m = token
-    return chunkwise.step(q, k, v, i, f, (C, n, m), options)
+    return mlstm_cpu.step(q, k, v, i, f, (C, n, m), options)
 
 
 def _one_step_of_a_sequence(token: MLSTMToken, options: MLSTMOptions) -> tuple[Tensor, ...]:

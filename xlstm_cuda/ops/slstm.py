@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..states import state_dtype
 from . import slstm_cpu, slstm_kernels
 from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
 from .signatures import (
@@ -37,7 +38,7 @@ def _forward_fake(operands: SLSTMOperands, options: SLSTMOptions) -> SLSTMResult
     x, cu_seqlens = operands.x, operands.cu_seqlens
     B, S, _, NH, DH = x.shape
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    dtype = slstm_cpu.state_dtype(x.dtype)
+    dtype = state_dtype(x)
     shapes, dtypes = slstm_cpu.saved_shapes(B, S, NH, DH), (dtype, dtype)
     if options.backend != "cpu":
         shapes, dtypes = slstm_kernels.saved_shapes(B, S, NH, DH), slstm_kernels.saved_dtypes(x.dtype)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ..native import _C
-from .launch import CPUCall, View
+from ..states import state_dtype
+from .launch import CPUCall, SLSTMShape
 from .signatures import (
     SLSTMBackwardOptions,
     SLSTMGradients,
@@ -21,22 +20,6 @@ from .signatures import (
 
 _FORWARD = {torch.float32: _C.slstm_forward_cpu_float32, torch.float64: _C.slstm_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.slstm_backward_cpu_float32, torch.float64: _C.slstm_backward_cpu_float64}
-
-
-class _Shape(NamedTuple):
-    """csrc/slstm/params.h: Shape."""
-
-    B: int
-    S: int
-    NH: int
-    DH: int
-    cu_seqlens: int
-    reset: View
-    forget_gate: str
-
-
-def state_dtype(x: torch.dtype) -> torch.dtype:
-    return torch.float64 if x == torch.float64 else torch.float32
 
 
 def saved_shapes(B: int, S: int, NH: int, DH: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -52,7 +35,7 @@ def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = 
     """
     x, R, b, h0, c0, n0, m0, reset, cu_seqlens = operands
     B, S, _, NH, DH = x.shape
-    dtype = state_dtype(x.dtype)
+    dtype = state_dtype(x)
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     call = CPUCall()
     wide, R, b = _as(x, dtype), _as(R, dtype), None if b is None else _as(b, dtype)
@@ -106,9 +89,9 @@ def backward(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardO
 
 def _shape(
     call: CPUCall, N: int, S: int, NH: int, DH: int, reset: Tensor | None, cu_seqlens: Tensor | None, forget_gate: str
-) -> _Shape:
+) -> SLSTMShape:
     flags = call.elements(None if reset is None else reset.unsqueeze(-1), torch.bool)
-    return _Shape(N, S, NH, DH, call.address(cu_seqlens, torch.int32), flags, forget_gate)
+    return SLSTMShape(N, S, NH, DH, call.address(cu_seqlens, torch.int32), flags, forget_gate)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

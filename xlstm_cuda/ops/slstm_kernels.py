@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .launch import KernelCall, View, kernel_dtype, multiple_of_8, padded, unpadded
+from .launch import KernelCall, SLSTMShape, kernel_dtype, multiple_of_8, padded, unpadded
 from .signatures import (
     SLSTMBackwardOptions,
     SLSTMGradients,
@@ -113,18 +113,6 @@ def forced_kernel(name: str, processors: int = 0) -> Iterator[None]:
         _forced_kernel, _processors = before
 
 
-class _Shape(NamedTuple):
-    """csrc/slstm/params.h: Shape."""
-
-    B: int
-    S: int
-    NH: int
-    DH: int
-    cu_seqlens: int
-    reset: View
-    forget_gate: str
-
-
 class _Pass(KernelCall):
     """Sizes, padding and launches of one forward or backward; DH is rounded up to a multiple of 8."""
 
@@ -141,7 +129,7 @@ class _Pass(KernelCall):
         self.reset, self.cu_seqlens = reset, cu_seqlens
         flags = self.elements(None if reset is None else reset.unsqueeze(-1), torch.bool)
         borders = self.address(cu_seqlens, torch.int32)
-        self.shape = _Shape(self.N, self.S, self.NH, self.DH, borders, flags, options.forget_gate)
+        self.shape = SLSTMShape(self.N, self.S, self.NH, self.DH, borders, flags, options.forget_gate)
 
     def kernel(self) -> str:
         """Which kernel serves; asked on the device."""

@@ -1,20 +1,33 @@
-"""Whole sequences of the mLSTM, forward and backward: csrc/cpu/mlstm.h."""
+"""The mLSTM on a CPU: allocates results and hands addresses to the kernels of csrc/cpu (mlstm.h, mlstm_step.h)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ...native import _C
-from ..launch import CPUCall
-from ..signatures import MLSTMGradients, MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMResults, MLSTMSaved
-from .states import EMPTY, state_dtype, state_shapes
+from ..native import _C
+from ..states import state_dtype
+from .launch import CPUCall
+from .signatures import MLSTMGradients, MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMResults, MLSTMSaved
 
 _FORWARD = {torch.float32: _C.mlstm_forward_cpu_float32, torch.float64: _C.mlstm_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.mlstm_backward_cpu_float32, torch.float64: _C.mlstm_backward_cpu_float64}
 _STORAGE = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _WIDE = 192  #: head dim from which products with a state cost more than the scores of a chunk of 128
+_STEP = {torch.float32: _C.mlstm_step_cpu_float32, torch.float64: _C.mlstm_step_cpu_float64}
+
+State = tuple[Tensor, Tensor, Tensor]  # C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)
+
+EMPTY = ((0,), (0,), (0,))  #: shapes of a state that is not there
+
+
+def state_shapes(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of C, n, m for operands of a whole call."""
+    N = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    NH, DHQK, DHHV = q.shape[-2], q.shape[-1], v.shape[-1]
+    return (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH)
 
 
 def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
@@ -86,3 +99,22 @@ def _inputs(call: CPUCall, operands: MLSTMOperands, options: MLSTMOptions) -> di
         "i": call.elements(call.converted(i, dtype), dtype), "f": call.elements(call.converted(f, dtype), dtype),
         "C0": call.address(C0, dtype), "n0": call.address(n0, dtype), "m0": call.address(m0, dtype),
     }  # fmt: skip
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: State, options: MLSTMOptions) -> tuple[Tensor, State]:
+    """M1-M3 for one token; q, k (B, NH, DHQK), v (B, NH, DHHV), i, f (B, NH). Returns h and new C, n, m."""
+    C, n, m = state
+    (B, NH, DHQK, DHHV), dtype, given = C.shape, C.dtype, v.dtype
+    if given is not dtype:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if i.dtype is not dtype or f.dtype is not dtype:
+        i, f = i.to(dtype), f.to(dtype)
+    call = CPUCall()
+    address, like = call.address, call.like
+    (h, to_h), (C_last, to_C), (n_last, to_n), (m_last, to_m) = like(v), like(C), like(n), like(m)
+    _STEP[dtype](
+        shape=(B * NH, DHQK, DHHV), q=address(q, dtype), k=address(k, dtype), v=address(v, dtype),
+        i=address(i, dtype), f=address(f, dtype), C=address(C, dtype), n=address(n, dtype), m=address(m, dtype),
+        h=to_h, C_last=to_C, n_last=to_n, m_last=to_m, options=options, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return h if given is dtype else h.to(given), (C_last, n_last, m_last)

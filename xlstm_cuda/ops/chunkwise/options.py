@@ -1,5 +1,0 @@
-"""Options of the mLSTM that change its numbers."""
-
-from ..signatures import MLSTMOptions as Options
-
-__all__ = ["Options"]
