@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 Version = tuple[int, int]
 
 OLDEST_NVCC: Version = (12, 0)  #: the first with PTX ISA 8.0 and sm_90a, which csrc/device writes
@@ -159,12 +162,9 @@ def kernel_seconds(target: str) -> int:
 def usable_cores() -> int:
     """Of this process, and of its container where that has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        pass
-    return cores
+    # By its path, because importing the package needs torch.
+    quota = runpy.run_path(str(ROOT / "xlstm_cuda/cli/sharing.py"))["cpu_quota"]()
+    return cores if quota is None else min(cores, math.ceil(quota))
 
 
 # ---------------------------------------------------------------- the compiler
