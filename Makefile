@@ -37,6 +37,7 @@ test-deep:  ## the wide grid, races, address checks, planted bugs, random compar
 	$(PYTHON) python_tests/attack --cases 10000 --seed 1
 	$(PYTHON) python_tests/simt_deep.py
 	$(PYTHON) python_tests/mlstm_mutants.py
+	$(PYTHON) python_tests/mlstm_cpu_mutants.py
 	$(PYTHON) python_tests/slstm_mutants.py
 	$(PYTHON) python_tests/slstm_split_mutants.py
 	$(PYTEST) -q --ptx=90a -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
