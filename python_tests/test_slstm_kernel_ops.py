@@ -8,20 +8,14 @@ import functools
 import pytest
 import tolerances
 import torch
+from backend_fixture import KERNELS, backend_fixture
 from slstm_cases import device_of, make_case, run
-from test_slstm_kernels import KERNELS
 
 import xlstm_cuda
 from xlstm_cuda import functional
 from xlstm_cuda.ops import slstm_kernels
 
-
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def op_arguments(backend: str, dtype: torch.dtype, DH: int = 8, packed: bool = False, **changes) -> dict:

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from backend_fixture import KERNELS, backend_fixture
 from slstm_cases import NAMES, assert_close, device_of, error, make_case, rounded, run
 
 import xlstm_cuda
@@ -15,15 +16,9 @@ from xlstm_cuda import functional, simt
 INF = float("inf")
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [*HALF, torch.float32]
-KERNELS = ("simt", "cuda")
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def has_shared_memory_for(dtype: torch.dtype, DH: int, backend: str) -> bool:
