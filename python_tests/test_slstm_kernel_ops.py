@@ -9,7 +9,7 @@ import pytest
 import tolerances
 import torch
 from backend_fixture import KERNELS, backend_fixture
-from slstm_cases import device_of, make_case, run
+from slstm_cases import device_of, make_case, official_vanilla, run
 
 import xlstm_cuda
 from xlstm_cuda import functional
@@ -283,22 +283,12 @@ def test_slstm_equals_flashrnn_vanilla(dtype, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_slstm_equals_the_official_vanilla_function(dtype, backend):
-    vanilla = pytest.importorskip("xlstm.blocks.slstm.src.vanilla", reason="peer xlstm is not installed (requirements-peers.txt)")
     case = make_case(2, 9, 3, 16, state=False)
     case.R *= 0.5
     case.dstate = tuple(torch.zeros_like(d) for d in case.dstate)
     got = run(case, backend, dtype)
-    x, R, b = leaves = [t.requires_grad_() for t in (case.x, case.R, case.b)]
-    B, S, _, NH, DH = x.shape
-    states, _, _ = vanilla.slstm_forward(
-        x.permute(1, 0, 2, 3, 4).reshape(S, B, 4 * NH * DH),
-        torch.zeros(4, B, NH * DH, dtype=torch.float64),
-        R.permute(1, 0, 2, 3).reshape(NH, 4 * DH, DH),
-        b.reshape(-1),
-        vanilla.slstm_pointwise_function_registry["slstm"],
-        constants={},
-    )
-    h = states[0, 1:].view(S, B, NH, DH).transpose(0, 1)
+    leaves = [t.requires_grad_() for t in (case.x, case.R, case.b)]
+    h = official_vanilla(*leaves)
     assert tolerances.rms_ratio(got["h"], h) <= tolerances.SLSTM_H[dtype]
     for name, theirs in zip(("dx", "dR", "db"), torch.autograd.grad((h * case.dh).sum(), leaves)):
         assert tolerances.rms_ratio(got[name], theirs) <= tolerances.SLSTM_GRAD[dtype], name
