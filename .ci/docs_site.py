@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from math_core import LatexToMathML
+from math_core import LatexError, LatexToMathML
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
@@ -27,6 +27,7 @@ OUTSIDE = (
 AWAITED = ("distributed.md", "examples.md", "generation.md", "scale.md")
 LINK = re.compile(r"(```.*?```|`[^`\n]*`)|(\]\()([^)\s#]+)(#[^)\s]*)?\)", re.S)
 MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
+NUMBER = re.compile(r"\\tag\{(.*?)\}")
 
 
 def on_config(config: Any) -> Any:
@@ -74,11 +75,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     """LaTeX -> MathML, which every browser draws by itself. What is no LaTeX is an error."""
-    converter = LatexToMathML()
+    converter = LatexToMathML(fancy_error=False)
 
     def drawn(found: re.Match) -> str:
-        tag, latex = found[1], html.unescape(found[2]).strip()
-        latex = re.sub(r"^\\[(\[]|\\[)\]]$", "", latex).strip()
-        return f'<{tag} class="arithmatex">{converter.convert_with_local_state(latex, displaystyle=tag == "div")}</{tag}>'
+        tag, latex = found[1], re.sub(r"^\\[(\[]|\\[)\]]$", "", html.unescape(found[2]).strip())
+        number = NUMBER.search(latex)
+        try:
+            drawing = converter.convert_with_local_state(NUMBER.sub("", latex).strip(), displaystyle=tag == "div")
+        except LatexError as error:
+            raise PluginError(f"{place(page.file)}: {latex}: {error}") from error
+        label = f'<span class="number" id="{number[1]}">({number[1]})</span>' if number else ""
+        return f'<{tag} class="arithmatex">{drawing}{label}</{tag}>'
 
     return MATH.sub(drawn, content)
