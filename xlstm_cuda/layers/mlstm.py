@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 class mLSTM(RecurrentLayer):
     """The matrix LSTM, parallel over the sequence, with torch.nn.LSTM's contract (arXiv 2405.04517, 2.3).
 
-    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, x the layer's input at step t::
+    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, with x the layer's input at step t:
 
         q, k, v, o~ = W_ih x_t + b          i~, f~ = W_gate x_t + b_gate, one of each per head
         h~_t, state = M1-M3 of csrc/mlstm/README.md
@@ -49,6 +49,14 @@ class mLSTM(RecurrentLayer):
 
     Raises:
         TypeError, ValueError: an option that does not fit (named, with what is expected).
+
+    Examples:
+        >>> layer = mLSTM(64, 128, batch_first=True, bidirectional=True)
+        >>> output, state = layer(torch.randn(8, 100, 64))
+        >>> output.shape
+        torch.Size([8, 100, 256])
+        >>> state
+        MLSTMState(C=float32 (2, 8, 4, 32, 32), n=float32 (2, 8, 4, 32), m=float32 (2, 8, 4))
     """
 
     state_type = MLSTMState

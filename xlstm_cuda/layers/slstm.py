@@ -18,7 +18,7 @@ from .recurrent import RecurrentLayer, small_init_
 class sLSTM(RecurrentLayer):
     """The scalar LSTM with exponential gates and memory mixing per head, with torch.nn.LSTM's contract (arXiv 2405.04517, 2.2).
 
-    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, x the layer's input at step t::
+    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, with x the layer's input at step t:
 
         i~, f~, z~, o~ = W_ih x_t + R h_{t-1} + b                   R connects the units of one head only
         h_t, state     = S1-S3 of csrc/slstm/README.md
@@ -44,6 +44,17 @@ class sLSTM(RecurrentLayer):
 
     Raises:
         TypeError, ValueError: an option that does not fit (named, with what is expected).
+
+    Examples:
+        >>> layer = sLSTM(64, 128, num_layers=2, batch_first=True)
+        >>> output, state = layer(torch.randn(8, 100, 64))
+        >>> output.shape
+        torch.Size([8, 100, 128])
+        >>> state
+        SLSTMState(h=float32 (2, 8, 4, 32), c=float32 (2, 8, 4, 32), n=float32 (2, 8, 4, 32), m=float32 (2, 8, 4, 32))
+        >>> token, state = layer.step(torch.randn(8, 64), state)
+        >>> token.shape
+        torch.Size([8, 128])
     """
 
     state_type = SLSTMState
