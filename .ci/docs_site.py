@@ -27,6 +27,7 @@ OUTSIDE = (
 AWAITED = ("distributed.md", "examples.md", "generation.md", "scale.md")
 LINK = re.compile(r"(```.*?```|`[^`\n]*`)|(\]\()([^)\s#]+)(#[^)\s]*)?\)", re.S)
 MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
+NAMED = re.compile(r"(?<![\w/\">])(?:csrc/\w+/README\.md|docs/[\w-]+\.md)(?![\w\"])")
 NUMBER = re.compile(r"\\tag\{(.*?)\}")
 
 
@@ -74,8 +75,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
-    """LaTeX -> MathML, which every browser draws by itself. What is no LaTeX is an error."""
+    """LaTeX -> MathML, which every browser draws by itself; pages that docstrings name -> links. Errors where that cannot be."""
     converter = LatexToMathML(fancy_error=False)
+
+    def linked(found: re.Match) -> str:
+        """A page that a docstring names."""
+        file = files.get_file_from_path(found[0].removeprefix("docs/"))
+        if file is None:
+            raise PluginError(f"{place(page.file)}: a docstring names {found[0]}, which is no page")
+        return f'<a href="{posixpath.relpath(file.dest_uri, posixpath.dirname(page.file.dest_uri))}">{found[0]}</a>'
 
     def drawn(found: re.Match) -> str:
         tag, latex = found[1], re.sub(r"^\\[(\[]|\\[)\]]$", "", html.unescape(found[2]).strip())
@@ -87,4 +95,5 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
         label = f'<span class="number" id="{number[1]}">({number[1]})</span>' if number else ""
         return f'<{tag} class="arithmatex">{drawing}{label}</{tag}>'
 
-    return MATH.sub(drawn, content)
+    content = MATH.sub(drawn, content)
+    return NAMED.sub(linked, content) if page.file.src_uri.startswith("reference/") else content

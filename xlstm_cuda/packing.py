@@ -60,14 +60,17 @@ def unpack(packed: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
 
 
 class Unpadded(NamedTuple):
-    """A padded batch (B, S) as the recurrences want it, in two ways; see `from_attention_mask`."""
+    """A padded batch (B, S) as the recurrences want it, in two ways; see `from_attention_mask`.
+
+    Attributes:
+        reset: bool (B, S), true at the first token of every row.
+        cu_seqlens: int32 (B+1,), the borders of the rows when their T tokens lie on one axis.
+        positions: int64 (T,), where each token of the pack stands in the batch with its two axes flattened to one.
+    """
 
     reset: Tensor
-    """bool (B, S), true at the first token of every row."""
     cu_seqlens: Tensor
-    """int32 (B+1,), the borders of the rows when their T tokens lie on one axis."""
     positions: Tensor
-    """int64 (T,), where each token of the pack stands in the flattened (B*S)."""
 
     def __repr__(self) -> str:
         return shown(self)

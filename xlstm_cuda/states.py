@@ -37,26 +37,34 @@ class MLSTMState(NamedTuple):
 
     ``m`` is a gauge: ``(C, n, m)`` and ``(C e^a, n e^a, m - a)`` are the same state. A fresh state is all zeros.
 
+    Attributes:
+        C: (B, NH, DHQK, DHHV), the matrix memory.
+        n: (B, NH, DHQK), the normaliser.
+        m: (B, NH), the stabiliser.
+
     Examples:
         >>> MLSTMState(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8), torch.zeros(1, 4))
         MLSTMState(C=float32 (1, 4, 8, 8), n=float32 (1, 4, 8), m=float32 (1, 4))
     """
 
     C: Tensor
-    """(B, NH, DHQK, DHHV), the matrix memory."""
     n: Tensor
-    """(B, NH, DHQK), the normaliser."""
     m: Tensor
-    """(B, NH), the stabiliser."""
 
     def __repr__(self) -> str:
         return shown(self)
 
 
 class SLSTMState(NamedTuple):
-    """State of the sLSTM: output, cell, normaliser and stabiliser, each (B, NH, DH), float32 (float64 for float64 inputs).
+    """State of the sLSTM: output, cell, normaliser and stabiliser, float32 (float64 for float64 inputs).
 
     An element with ``n`` = 0 is fresh. A fresh state is all zeros.
+
+    Attributes:
+        h: (B, NH, DH), the output.
+        c: (B, NH, DH), the cell.
+        n: (B, NH, DH), the normaliser.
+        m: (B, NH, DH), the stabiliser.
 
     Examples:
         >>> h, c, n, m = SLSTMState(*torch.zeros(4, 2, 4, 8))
@@ -65,13 +73,9 @@ class SLSTMState(NamedTuple):
     """
 
     h: Tensor
-    """(B, NH, DH), the output."""
     c: Tensor
-    """(B, NH, DH), the cell."""
     n: Tensor
-    """(B, NH, DH), the normaliser."""
     m: Tensor
-    """(B, NH, DH), the stabiliser."""
 
     def __repr__(self) -> str:
         return shown(self)

@@ -34,18 +34,22 @@ class mLSTM(RecurrentLayer):
         normalize: False drops the normaliser of M3 and the RMS norm (only with igate="sigmoid").
         device, dtype: of the parameters.
 
-    State: MLSTMState(C (L, B, NH, DHQK, DHHV), n (L, B, NH, DHQK), m (L, B, NH)), L = num_layers * num_directions, float32
-    (float64 for float64 input), without B for unbatched input.
+    The state is MLSTMState(C (L, B, NH, DHQK, DHHV), n (L, B, NH, DHQK), m (L, B, NH)) with L = num_layers * num_directions, in
+    float32 (float64 for float64 input), without B for unbatched input.
 
-    Parameters, k the layer, with ``_reverse`` appended for the second direction:
-        weight_ih_lk (2*NH*DHQK + 2*hidden_size, features), rows q, k, v, o: N(0, 2 / (5 features)), the official small init.
-        weight_gate_lk (2*NH, features), rows i, f: zeros, as in the official package: gates start independent of the input.
-        bias_lk (2*NH*DHQK + 2*hidden_size): zeros.
-        bias_gate_lk (2*NH): input gates N(0, 0.1), forget gates spread evenly over 3..6 (official package, xLSTMBlockStack).
-            The -10 that the 7B model's input gates start at is made for deep residual stacks: in nn.LSTM's place, without a
-            residual path, it would start h below the epsilon of its norm and so the output far too small.
-        weight_norm_lk (hidden_size), absent without normalize: ones.
-    bias=False drops both biases, those of the gates too: forget gates then start at one half.
+    The parameters of layer k, with ``_reverse`` appended for the second direction:
+
+    - ``weight_ih_lk (2 * NH * DHQK + 2 * hidden_size, features)``, rows q, k, v, o: N(0, 2 / (5 features)), the official small
+      init.
+    - ``weight_gate_lk (2 * NH, features)``, rows i, f: zeros, as in the official package, so that gates start independent of the
+      input.
+    - ``bias_lk (2 * NH * DHQK + 2 * hidden_size)``: zeros.
+    - ``bias_gate_lk (2 * NH)``: input gates N(0, 0.1), forget gates spread evenly over 3 to 6 (as in the official
+      xLSTMBlockStack). The -10 at which the 7B model's input gates start is made for deep residual stacks. In nn.LSTM's place,
+      without a residual path, it would start h below the epsilon of its norm, and so make the output far too small.
+    - ``weight_norm_lk (hidden_size)``, absent with normalize=False: ones.
+
+    bias=False drops both biases, also those of the gates: forget gates then start at one half.
 
     Raises:
         TypeError, ValueError: an option that does not fit (named, with what is expected).
