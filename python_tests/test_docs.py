@@ -12,6 +12,8 @@ import pytest
 import tolerances
 import torch
 
+import xlstm_cuda
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -83,6 +85,8 @@ PAGES_THAT_RUN = [name for name, page in zip(NAMES, PAGES) if python_of(page) an
 def test_examples_of_a_page_run_one_after_the_other(name):
     """In a process of their own, so that a page cannot lean on what another one imported."""
     code = "\n".join(python_of(ROOT / name))
+    if 'backend="simt"' in code and not xlstm_cuda.backends()["simt"]:
+        pytest.skip(xlstm_cuda.backends()["simt"].reason)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
