@@ -28,6 +28,15 @@ class xLSTMLMModel(nn.Module):
 
     The constructor calls `reset_parameters`. (The official one leaves embedding and head at PyTorch's defaults until the training
     script calls it.)
+
+    Examples:
+        >>> from xlstm_cuda import mLSTMBlockConfig
+        >>> config = xLSTMLMModelConfig(mLSTMBlockConfig(), num_blocks=2, embedding_dim=64, vocab_size=100)
+        >>> model = xLSTMLMModel(config)
+        >>> logits, state = model(torch.randint(100, (2, 30)), return_last_state=True)  # a prompt
+        >>> logits, state = model.step(logits[:, -1:].argmax(-1), state)  # one token more
+        >>> logits.shape
+        torch.Size([2, 1, 100])
     """
 
     config_class = xLSTMLMModelConfig
@@ -65,7 +74,7 @@ class xLSTMLMModel(nn.Module):
         reset: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
-        """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`."""
+        """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as in `xLSTMBlockStack.forward`."""
         x = self._embed(idx)
         options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
         if return_last_state:

@@ -110,6 +110,9 @@ class _Norm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, bias={self.bias is not None}, eps={self.eps}"
+
     def _widen(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.wide else x
 
@@ -238,6 +241,9 @@ class LargeMLSTMLayer(_Fusible):
         y = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h))
         return y, (C, n, m.unsqueeze(-1))
 
+    def extra_repr(self) -> str:
+        return f"num_heads={self.config.num_heads}"
+
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """q, k, v, o, i, f of every step."""
         if self.config.weight_mode == "fused":
@@ -307,6 +313,14 @@ class xLSTMLarge(nn.Module):
 
     Weights of either weight mode load into a model of either. Linear maps and the embedding start as PyTorch's own, as in the
     official package.
+
+    Examples:
+        >>> model = xLSTMLarge(xLSTMLargeConfig(embedding_dim=64, num_heads=2, num_blocks=2, vocab_size=100))
+        >>> model(torch.randint(100, (2, 30))).shape
+        torch.Size([2, 30, 100])
+        >>> tokens, state = model.generate(torch.randint(100, (2, 30)), max_length=5)
+        >>> tokens.shape
+        torch.Size([2, 5])
     """
 
     config_class = xLSTMLargeConfig
