@@ -383,7 +383,7 @@ def test_logits_without_a_distribution_are_an_error_with_row_and_step(bad, tempe
         model.token_embedding.weight[poison] = torch.nan
         if bad == torch.inf:
             model.token_embedding.weight[poison] = torch.inf
-    with pytest.raises(RuntimeError, match=f"for row 1 at new token {place + 1}, expected numbers"):
+    with pytest.raises(generation.LogitsError, match=f"for row 1 at new token {place + 1}, expected numbers"):
         generate(model, prompts_of(2, 3), max_new_tokens=4, seed=0, temperature=temperature)
 
 

@@ -68,8 +68,8 @@ def generate(
 
     Raises:
         TypeError, ValueError: an argument that does not fit, named with what it got and what is expected; a model whose dropout
-            is active; a state of other rows. RuntimeError: NaN or infinity in the logits, with row and step; a step that cannot
-            be captured.
+            is active; a state of other rows.
+        LogitsError: logits without a finite largest one, with row and step. RuntimeError: a step that cannot be captured.
     """
     if on_token is not None and not callable(on_token):
         raise TypeError(f"on_token: got {type(on_token).__name__}, expected a function of (row, token)")
@@ -98,6 +98,10 @@ def stream(
 ) -> Iterator[tuple[int, int]]:
     """`generate` as an iterator of (row, token): a token is computed when it is asked for. Arguments are checked at once."""
     return iter(_Run(model, prompts, max_new_tokens, Sampler(temperature, top_k, top_p), eos, seed, state, backend, graphs))
+
+
+class LogitsError(RuntimeError):
+    """Logits of NaN or infinity, from which no token can be picked."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ class _Run:
     def _check_tokens(self, rows: Sequence[int], values: Sequence[int], count: int) -> None:
         if NOT_A_TOKEN in values:
             row = rows[values.index(NOT_A_TOKEN)]
-            raise RuntimeError(
+            raise LogitsError(
                 f"model: got logits without a finite largest one for row {row} at new token {count - 1}, expected numbers"
             )
 
