@@ -42,8 +42,9 @@ def pack(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if checks.tensor(name, document).dim() == 0:
             raise ValueError(f"{name}: got shape (), expected (L, ...)")
         checks.operand(name, document, (len(document), *first.shape[1:]), "(L, ...)", (first.dtype,), first.device)
-    borders = torch.tensor([0, *(len(document) for document in documents)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return torch.cat(list(documents)).unsqueeze(0), borders.to(documents[0].device)
+    lengths = torch.tensor([0, *(len(document) for document in documents)], dtype=torch.int32, device="cpu")
+    borders = lengths.cumsum(0, dtype=torch.int32).to(documents[0].device)
+    return torch.cat(list(documents)).unsqueeze(0), borders
 
 
 def unpack(packed: Tensor, cu_seqlens: Tensor) -> list[Tensor]:

@@ -141,6 +141,36 @@ def expand(state: Any, n: int) -> Any:
     return _each(state, lambda part, axis: part.repeat_interleave(n, axis))
 
 
+def join(parts: Sequence[Any]) -> Any:
+    """The rows of several states of one form, one after the other, as new tensors; at least one. ``parts`` as of `select`."""
+    columns = zip(*(tensors(part) for part in parts), strict=True)
+    return _each(parts[0], lambda _, axis: torch.cat([part for part, _ in next(columns)], axis))
+
+
+def tensors(state: Any) -> list[tuple[Tensor, int]]:
+    """Every tensor of a state, with the axis of its rows. ``state`` as of `select`."""
+    found: list[tuple[Tensor, int]] = []
+
+    def add(part: Tensor, axis: int) -> Tensor:
+        found.append((part, axis))
+        return part
+
+    _each(state, add)
+    return found
+
+
+def rows(state: Any) -> int | None:
+    """How many rows a state has; None for a fresh one, which has none of its own.
+
+    Raises:
+        ValueError: its tensors do not agree. TypeError: not a state.
+    """
+    found = sorted({part.shape[axis] for part, axis in tensors(state)})
+    if len(found) > 1:
+        raise ValueError(f"state: got tensors of {found[0]} and of {found[-1]} rows, expected as many rows in each")
+    return found[0] if found else None
+
+
 def to(state: Any, device: torch.device | str) -> Any:
     """The state on another device, like Tensor.to: what is there already is not copied. ``state`` is what `select` takes.
 

@@ -258,7 +258,7 @@ class Run:
 
     def _sample(self, length: int) -> None:
         print("\nsample", "-" * 72, sep="\n")
-        sampler = generate.Sampler(seed=self.settings.seed)
-        generate.write(generate.load_model(self.folder / checkpoint.BEST, self.device), b"", length, sampler, self.device)
+        model = generate.load_model(self.folder / checkpoint.BEST, self.device)
+        generate.write(model, b"", length, self.device, seed=self.settings.seed)
         print("-" * 72)
         print(f"more: python -m xlstm_cuda generate --checkpoint {shlex.quote(str(self.folder))} --prompt 'The with statement'")
