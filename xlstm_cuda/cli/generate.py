@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import xLSTMLMModel
-from . import checkpoint, runs
+from . import checkpoint, runs, tokens
 from .device import Device
 from .errors import CommandError
+from .tokens import Coding
 from .training import check_checkpoint
 
 START = b"\n"  # what an empty prompt continues: the model predicts the first byte of a line
@@ -27,10 +27,11 @@ PIECE = 1024  # bytes of the prompt per parallel pass, which takes some 15 KB of
 def run(options: argparse.Namespace) -> None:
     """The command."""
     device = Device.choose(options.device, options.backend, options.threads)
-    model = load_model(_checkpoint_path(options.checkpoint), device)
+    path = _checkpoint_path(options.checkpoint)
+    model, coding = load_model(path, device), load_coding(path)
     prompt = _standard_input() if options.prompt == "-" else os.fsencode(options.prompt)
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-    write(model, prompt, options.length, sampler, device)
+    write(model, prompt, options.length, sampler, device, coding)
 
 
 def _standard_input() -> bytes:
@@ -61,6 +62,11 @@ def load_model(path: Path, device: Device) -> xLSTMLMModel:
     model.to_empty(device=device.device)
     model.load_state_dict(content["model"])
     return model.eval()
+
+
+def load_coding(path: Path) -> Coding:
+    """How the text of the model in a training checkpoint becomes tokens. CommandError as of `load_model`."""
+    return tokens.of_checkpoint(checkpoint.load(path), f"checkpoint {path}")
 
 
 @dataclass
@@ -99,10 +105,10 @@ class Sampler:
         return int(tokens[torch.multinomial(p, 1, generator=self._generator)])
 
 
-def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device) -> Iterator[int]:
-    """``length`` bytes that continue the prompt.
+def stream(model: xLSTMLMModel, prompt: Sequence[int], length: int, sampler: Sampler, device: Device) -> Iterator[int]:
+    """``length`` tokens that continue the prompt.
 
-    Every byte costs one recurrent step on a state of constant size.
+    Every token costs one recurrent step on a state of constant size.
     """
     with device.refusals():
         logits, state = read_prompt(model, prompt or START, device)
@@ -114,8 +120,8 @@ def stream(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, de
 
 
 @torch.inference_mode()
-def read_prompt(model: xLSTMLMModel, prompt: bytes, device: Device) -> tuple[Tensor, Any]:
-    """The logits (V,) after the prompt, of at least one byte, and the state.
+def read_prompt(model: xLSTMLMModel, prompt: Sequence[int], device: Device) -> tuple[Tensor, Any]:
+    """The logits (V,) after the prompt, of at least one token, and the state.
 
     Parallel passes over one piece after the other, so that the memory does not depend on the length of the prompt.
     """
@@ -132,14 +138,17 @@ def _step(model: xLSTMLMModel, token: Tensor, state: Any, backend: str | None) -
     return logits[0, -1], state
 
 
-def write(model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device) -> None:
+def write(
+    model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device, coding: Coding = tokens.BYTES
+) -> None:
     """Prints the prompt and its continuation as they come. Bytes that are not UTF-8 become U+FFFD, never half a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = coding.decoder()
+    read = coding.encode(prompt)
     try:
-        _print(decoder.decode(prompt))
-        for token in stream(model, prompt, length, sampler, device):
-            _print(decoder.decode(bytes([token])))
-        _print(decoder.decode(b"", final=True))
+        _print("".join(map(decoder.write, read)))
+        for token in stream(model, read or coding.encode(START) or [0], length, sampler, device):
+            _print(decoder.write(token))
+        _print(decoder.end())
     finally:
         _print("\n")
 
