@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from xlstm_cuda import functional
 from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.settings import VOCAB_SIZE, Settings
+from xlstm_cuda.cli.text import Corpus
 from xlstm_cuda.cli.training import Training
 
 from .checkout import commit
@@ -89,7 +90,7 @@ def training() -> Shares:
     """A step of `python -m xlstm_cuda train` with its defaults, optimizer included, on random bytes."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(VOCAB_SIZE, (1 << 17,), generator=generator, dtype=torch.uint8)
-    run = Training(Settings(), text, text, Device(torch.device("cpu")))
+    run = Training(Settings(), Corpus.of_bytes(text, text), Device(torch.device("cpu")))
     for _ in range(3):
         run.train_step()
     return shares(run.train_step, 10)
