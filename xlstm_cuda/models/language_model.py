@@ -63,11 +63,12 @@ class xLSTMLMModel(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`."""
         x = self._embed(idx)
-        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
+        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, cp_group=cp_group, backend=backend)
         if return_last_state:
             x, last = self.xlstm_block_stack(x, state, True, **options)
             return self.lm_head(x), last
