@@ -68,11 +68,11 @@ def mlstm(
             a separate call from there on, and f gets no gradient at that step. On backends other than "reference" a NaN from
             before the reset may pass it.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
-        cp_group: a torch.distributed.ProcessGroup. Each rank calls with a contiguous piece of S, in the order of its rank in the
-            group; lengths may differ and be 0. cu_seqlens are then the borders on the whole S, the same on every rank. Results are
-            those of one call with the whole. A rank reads the rows of `state` whose sequence has its first step there (without
-            cu_seqlens: rank 0, the others give None), and returns the state after its own last step: the last rank has that of the
-            whole (docs/distributed.md).
+        cp_group: a torch.distributed.ProcessGroup. Each rank calls with a contiguous piece of S, in the order of the ranks in the
+            group; lengths may differ and be 0. Results are those of one call with the whole. cu_seqlens are then the borders on
+            the whole S, the same on every rank. A rank reads the rows of `state` whose sequence has its first step there (without
+            cu_seqlens: rank 0, the others give None) and returns the state after its own last step, so that the last rank has
+            that of the whole. Every rank calls backward (docs/distributed.md).
         chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64 (128 from head dim 192 on), or the
             length of a shorter sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their
             own size, 64 or 32 by head dim: there a split at a multiple of 64 has.

@@ -1,4 +1,4 @@
-"""Context parallelism of the mLSTM: every rank of a process group holds a contiguous piece of S (docs/distributed.md, X1-X7).
+"""Context parallelism of the mLSTM: every rank of a process group holds a contiguous piece of S (docs/distributed.md, X1-X8).
 
 A piece is summarised by what its own steps leave, (C, n, m), and by its decay G, the sum of its log forget gates. One all-gather
 of these summaries gives every rank the state before its piece, from which it goes on as in one process; backward, one all-gather
@@ -80,6 +80,17 @@ def enter(
     """
     if cp_group is None or isinstance(cp_group, Piece):
         return cp_group, cu_seqlens
+    if gradients is None:
+        gradients = torch.is_grad_enabled()
+    place: tuple[Piece | None, Tensor | None] = _agreed(cp_group, x, cu_seqlens, shape, state is not None, gradients)
+    return place
+
+
+@torch.compiler.disable
+def _agreed(
+    cp_group: Any, x: Tensor, cu_seqlens: Tensor | None, shape: dict[str, int], state: bool, gradients: bool
+) -> tuple[Piece | None, Tensor | None]:
+    """`enter` with a group."""
     size, rank = _membership(cp_group)
     if size == 1:
         return None, cu_seqlens
@@ -90,9 +101,9 @@ def enter(
         "dtype": checks.FLOATING.index(x.dtype) if x.dtype in checks.FLOATING else -1,
         "borders in cu_seqlens": 0 if cu_seqlens is None else len(cu_seqlens),
         "cu_seqlens": _checksum(cu_seqlens),
-        "gradients": int(torch.is_grad_enabled() if gradients is None else gradients),
+        "gradients": int(gradients),
     }
-    numbers = torch.tensor([x.shape[1], int(state is not None), *mine.values()], dtype=torch.int64, device=x.device)
+    numbers = torch.tensor([x.shape[1], int(state), *mine.values()], dtype=torch.int64, device=x.device)
     table = [row.tolist() for row in _gathered(numbers, cp_group, size).unbind(0)]
     for column, name in enumerate(mine, 2):
         for other in range(1, size):
@@ -222,13 +233,14 @@ class _Summary(torch.autograd.Function):
             for part in _blocks(k.shape[1]):
                 K, V, w = (_by_head(x, part, own, m.dtype) for x in (k, v, weights.unsqueeze(-1)))
                 dK = w * (V @ dC.transpose(-1, -2) + dn.unsqueeze(-2))
-                dk[:, part] = dK.transpose(1, 2).to(k.dtype)
-                dv[:, part] = (w * (K @ dC)).transpose(1, 2).to(v.dtype)
-                da[:, part] = (K * dK).sum(-1).transpose(1, 2)
+                dV = w * (K @ dC)
+                da[:, part] = _own((K * dK).sum(-1).transpose(1, 2), own, part)
+                dk[:, part] = _own(dK.transpose(1, 2), own, part)
+                dv[:, part] = _own(dV.transpose(1, 2), own, part)
             da = da.double()
-            dlog_f = da.cumsum(1) - da + dG.unsqueeze(1)  # the steps before it, and the whole decay
-            if own is not None:
-                dlog_f = dlog_f.masked_fill(~own.unsqueeze(-1), 0)
+            # log f_t decays every step before it, and the whole piece.
+            before = torch.nn.functional.pad(da, (0, 0, 1, 0))[:, :-1].cumsum(1)
+            dlog_f = _own(before + dG.unsqueeze(1), own, slice(None))
             di = da if igate == "exp" else da * torch.sigmoid(-i.double())
             return dk, dv, di.to(i.dtype), (dlog_f * torch.sigmoid(-f.double())).to(f.dtype), None, None
 
@@ -240,7 +252,7 @@ def _weights(i: Tensor, f: Tensor, own: Tensor | None, igate: str, dtype: torch.
     log_f = logsigmoid(f.double())
     log_i = i.double() if igate == "exp" else logsigmoid(i.double())
     if own is not None:
-        log_f = log_f.masked_fill(~own.unsqueeze(-1), 0)
+        log_f = _own(log_f, own, slice(None))
         log_i = log_i.masked_fill(~own.unsqueeze(-1), -torch.inf)
     # Sums from each step to the end, never differences of sums: a forget gate of -inf stays what it is.
     to_end = torch.nn.functional.pad(log_f, (0, 0, 0, 1)).flip(1).cumsum(1).flip(1)
@@ -259,11 +271,13 @@ def _blocks(S: int) -> list[slice]:
 
 
 def _by_head(x: Tensor, part: slice, own: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(B, S, NH, D) -> some steps as (B, NH, steps, D) in the dtype of states; zeros where a step does not count, NaN or not."""
-    x = x[:, part].to(dtype)
-    if own is not None:
-        x = x.masked_fill(~own[:, part, None, None], 0)
-    return x.transpose(1, 2)
+    """(B, S, NH, D) -> some steps as (B, NH, steps, D) in the dtype of states; zeros where a step does not count."""
+    return _own(x[:, part].to(dtype), own, part).transpose(1, 2)
+
+
+def _own(x: Tensor, own: Tensor | None, part: slice) -> Tensor:
+    """Some steps (B, steps, ...), zeros where one does not count: products with 0 would keep a NaN."""
+    return x if own is None else x.masked_fill(~own[:, part].view(*x.shape[:2], *[1] * (x.dim() - 2)), 0)
 
 
 def _finite(m: Tensor) -> Tensor:
@@ -393,7 +407,7 @@ def _scaled(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.compiler.disable
 def inputs_before(window: Tensor, piece: Piece, state: Tensor | None, reset: Tensor | None) -> Tensor:
-    """The last K inputs before this rank's piece, of every row (N, K, D), by one all-gather: (X6).
+    """The last K inputs before this rank's piece, of every row (N, K, D), by one all-gather: (X8).
 
     Args:
         window: (N, K, D), the last K inputs of this piece of every row, `begun` inputs included, zeros before them.
@@ -408,7 +422,7 @@ def inputs_before(window: Tensor, piece: Piece, state: Tensor | None, reset: Ten
         whole = whole | reset.any(1)
     places = torch.arange(K, device=device)
     own = whole.unsqueeze(1) | (places >= K - (piece.end - piece.start))
-    earlier = _FromEarlier.apply(torch.cat([window, own.unsqueeze(-1)], -1), piece)  # type: ignore[no-untyped-call]
+    earlier: Tensor = _FromEarlier.apply(torch.cat([window, own.unsqueeze(-1)], -1), piece)  # type: ignore[no-untyped-call]
     found = earlier[-1, ..., :-1]  # zeros, and on rank 0, too, a result of the collective
     for message in earlier[: piece.rank].unbind(0):
         inputs, own = message[..., :-1], message[..., -1:].bool()
@@ -416,7 +430,8 @@ def inputs_before(window: Tensor, piece: Piece, state: Tensor | None, reset: Ten
         found = torch.where(own, inputs, found.gather(1, moved))
     if piece.borders is None:
         return found if state is None else found + state
-    return torch.where(_like(piece.crosses(), found), found, found.new_zeros(()) if state is None else state)
+    before = found.new_zeros(()) if state is None else state
+    return torch.where(_like(piece.crosses(), found), found, before)
 
 
 def begun(state: Tensor | None, piece: Piece) -> Tensor | None:
