@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from . import checks, reference
 from .backends import resolve
-from .ops import flops  # noqa: F401  registers the formulas
+from .ops import context, flops  # noqa: F401  flops registers its formulas
 from .ops import mlstm as mlstm_ops
 from .ops import slstm as slstm_ops
 from .ops.library import differentiated
@@ -49,6 +49,7 @@ def mlstm(
     normalizer_grad: str = "exact",
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    cp_group: Any = None,
     chunk_size: int | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, MLSTMState]:
@@ -69,6 +70,11 @@ def mlstm(
             a separate call from there on, and f gets no gradient at that step. On backends other than "reference" a NaN from
             before the reset may pass it.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
+        cp_group: a torch.distributed.ProcessGroup. Each rank calls with a contiguous piece of S, in the order of the ranks in the
+            group; lengths may differ and be 0. Results are those of one call with the whole. cu_seqlens are then the borders on
+            the whole S, the same on every rank. A rank reads the rows of `state` whose sequence has its first step there (without
+            cu_seqlens: rank 0, the others give None) and returns the state after its own last step, so that the last rank has
+            that of the whole. Every rank calls backward (docs/distributed.md).
         chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64 (128 from head dim 192 on), or the
             length of a shorter sequence. A sequence that is split at a multiple of a given size has the same bits as the whole.
             The CUDA kernels have their own size, 64 or 32 by head dim; there a split at a multiple of 64 has the same bits.
@@ -99,6 +105,11 @@ def mlstm(
         raise ValueError(f"chunk_size: got {chunk_size!r}, expected None or one of {', '.join(map(str, CHUNK_SIZES))}")
     if reset is not None:
         checks.reset(reset, B, S, q.device)
+    piece = None
+    if cp_group is not None:
+        alike = {"B": B, "NH": NH, "DHQK": DHQK, "DHHV": DHHV, "igate": int(igate == "exp")}
+        exchanged = differentiated(k, v, i, f, *(x for x in state or () if isinstance(x, Tensor)))
+        piece, cu_seqlens = context.enter(cp_group, q, cu_seqlens, alike, state, exchanged)
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
     numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
@@ -107,6 +118,8 @@ def mlstm(
         backend=resolve(backend, q.device),
     )  # fmt: skip
 
+    if piece is not None:
+        initial = context.incoming(k, v, i, f, initial, piece, reset, igate)
     if options.backend == "reference":
         inputs = [x.to(state_dtype(q)) for x in (q, k, v, i, f)] + ([] if reset is None else [reset])
         start = initial or tuple(q.new_zeros(shape, dtype=state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))

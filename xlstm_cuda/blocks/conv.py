@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import conv_cpu
+from ..ops import context, conv_cpu
+from ..ops.context import Piece
 from ..weights import is_plain, under_autocast
 
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
@@ -146,6 +147,17 @@ class CausalConv1d(nn.Module):
         if reset is not None:
             return (_own(joined[:, S:], _parts(reset, S + K)[:, S:]),)
         return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
+
+    def before(self, x: Tensor, state: Any, piece: Piece, cu_seqlens: Tensor | None, reset: Tensor | None) -> ConvState:
+        """The state before this rank's piece x of a longer sequence; the others as of `forward`, inside this piece."""
+        given = (
+            None
+            if state is None
+            else self._before(x, state, self.kernel_size, None if cu_seqlens is None else len(cu_seqlens) - 1)
+        )
+        given = context.begun(given, piece)
+        (window,) = self.last_inputs(x, given, cu_seqlens, reset)
+        return (context.inputs_before(window, piece, given, reset),)
 
     def _apart(self, x: Tensor, state: Sequence[Tensor] | Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """N sequences on the axis of x (1, T, D), each behind the K inputs before it: (1, T + N K, D), and the T places of x."""

@@ -98,6 +98,7 @@ class mLSTMCell(nn.Module):
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """h (B, S, I) and the state after the last step."""
         B, S, _ = q.shape
@@ -107,7 +108,7 @@ class mLSTMCell(nn.Module):
         before = None if state is None else _without_ones(state, q, B if cu_seqlens is None else len(cu_seqlens) - 1)
         h, (C, n, m) = functional.mlstm(
             q, k, v, i, f,
-            state=before, return_state=True, scale=1.0, reset=reset, cu_seqlens=cu_seqlens, backend=backend,
+            state=before, return_state=True, scale=1.0, reset=reset, cu_seqlens=cu_seqlens, cp_group=cp_group, backend=backend,
         )  # fmt: skip
         return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
 
@@ -216,6 +217,7 @@ class mLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -227,17 +229,21 @@ class mLSTMLayer(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
+            cp_group: a process group whose ranks hold contiguous pieces of S, as in functional.mlstm.
             backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
+        given = any(part is not None for part in before.values())
+        piece, cu_seqlens = check_input(x, self.config.embedding_dim, False, cu_seqlens, reset, cp_group, given)
         a, gate = self.proj_up(x).chunk(2, -1)
+        if piece is not None and self.conv1d is not None:
+            before["conv_state"] = self.conv1d.before(a, before["conv_state"], piece, cu_seqlens, reset)
         c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens, reset))
         q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
-        h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset)
+        h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset, piece)
         y = self._output(h, c, gate)
         if not return_last_state:
             return y

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import checks
+from ..ops import context
+from ..ops.context import Piece
 from .norms import LayerNorm
 
 #: Official nested form of a layer's state, e.g. {"mlstm_state": (C, n, m), "conv_state": (inputs,)}; None or missing is fresh.
@@ -26,17 +28,28 @@ def layer_state(state: LayerState | None, given: dict[str, Any]) -> dict[str, An
 
 
 def check_input(
-    x: Tensor, embedding_dim: int, single_step: bool = False, cu_seqlens: Tensor | None = None, reset: Tensor | None = None
-) -> None:
-    """ValueError unless x is (B, S, D), with S = 1 for a single step, cu_seqlens are borders on S, and reset is (B, S)."""
+    x: Tensor,
+    embedding_dim: int,
+    single_step: bool = False,
+    cu_seqlens: Tensor | None = None,
+    reset: Tensor | None = None,
+    cp_group: Any = None,
+    state: object = None,
+) -> tuple[Piece | None, Tensor | None]:
+    """ValueError unless x is (B, S, D), with S = 1 for a single step, cu_seqlens are borders on S, and reset is (B, S).
+
+    Returns the place of x among the pieces of cp_group, and the borders inside it; `context.enter` has the rules.
+    """
     if x.dim() != 3 or x.shape[2] != embedding_dim or (single_step and x.shape[1] != 1):
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected (B, {'1' if single_step else 'S'}, D) with D = {embedding_dim}"
         )
+    piece, cu_seqlens = context.enter(cp_group, x, cu_seqlens, {"B": x.shape[0], "D": x.shape[2]}, state or None)
     if cu_seqlens is not None:
         checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
     if reset is not None:
         checks.reset(reset, x.shape[0], x.shape[1], x.device)
+    return piece, cu_seqlens
 
 
 class ResidualBlock(nn.Module):

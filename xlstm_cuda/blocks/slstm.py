@@ -277,6 +277,7 @@ class sLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -288,12 +289,17 @@ class sLSTMLayer(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
+            cp_group: of one rank, or None: h feeds back into the gates, so the pieces of a sequence cannot run side by side.
             backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
+        piece, cu_seqlens = check_input(x, self.config.embedding_dim, False, cu_seqlens, reset, cp_group, state)
+        if piece is not None:
+            raise ValueError(
+                "cp_group: got one for an sLSTM block, expected None: h feeds back, so no rank can begin before the last"
+            )
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
         c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"], cu_seqlens, reset))
         h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend, cu_seqlens, reset)

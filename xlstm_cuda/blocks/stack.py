@@ -114,6 +114,7 @@ class xLSTMBlockStack(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -124,16 +125,19 @@ class xLSTMBlockStack(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolutions too.
+            cp_group: a process group whose ranks hold contiguous pieces of S, as in functional.mlstm; mLSTM blocks alone.
             backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Feeding a sequence in pieces with the returned state equals feeding it whole, gradients
             included.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
+        piece, cu_seqlens = check_input(x, self.config.embedding_dim, False, cu_seqlens, reset, cp_group, state)
         before = self._check_state(state)
         last = {}
         options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
+        if piece is not None:
+            options["cp_group"] = piece
         for name, block in zip(self._names(), self.blocks):
             if return_last_state:
                 x, last[name] = block(x, before.get(name), True, **options)

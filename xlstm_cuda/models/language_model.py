@@ -83,6 +83,7 @@ class xLSTMLMModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
         logits_to_keep: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as in `xLSTMBlockStack.forward`.
@@ -90,7 +91,7 @@ class xLSTMLMModel(nn.Module):
         logits_to_keep: int64 (K,), the steps whose logits are wanted, (B, K, vocab_size); None is every step.
         """
         x = self._embed(idx)
-        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
+        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, cp_group=cp_group, backend=backend)
         y = self.xlstm_block_stack(x, state, return_last_state, **options)
         x, last = y if return_last_state else (y, None)
         logits = self.lm_head(at_steps(x, logits_to_keep))
