@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .. import functional
+from ..backends import resolve
+from ..ops import mlstm_layer_cpu
+from ..ops.mlstm_layer_cpu import MLSTMLayerWeights
 from ..states import MLSTMState, state_dtype
 from ..weights import fill_, is_plain, under_autocast
 from .conv import CausalConv1d
@@ -231,11 +234,16 @@ class mLSTMLayer(nn.Module):
         """
         check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
-        a, gate = self.proj_up(x).chunk(2, -1)
-        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens, reset))
-        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
-        h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset)
-        y = self._output(h, c, gate)
+        up = self.proj_up(x)
+        a, gate = up.chunk(2, -1)
+        if (whole := self._as_one_node(up, before, return_last_state, cu_seqlens, reset, backend)) is not None:
+            inner, last = whole
+        else:
+            c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens, reset))
+            q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
+            h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset)
+            inner = self._gated(h, c, gate)
+        y = self._projected(inner)
         if not return_last_state:
             return y
         inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"], cu_seqlens, reset)
@@ -257,11 +265,55 @@ class mLSTMLayer(nn.Module):
         c, inputs = (a, None) if self.conv1d is None else self.conv1d.step(a, before["conv_state"])
         c = silu(c)
         h, last = self.mlstm_cell.step(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend)
-        return self._output(h, c, gate).unsqueeze(1), {"mlstm_state": last, "conv_state": inputs}
+        return self._projected(self._gated(h, c, gate)).unsqueeze(1), {"mlstm_state": last, "conv_state": inputs}
 
-    def _output(self, h: Tensor, c: Tensor, gate: Tensor) -> Tensor:
-        y = self.proj_down(torch.addcmul(h, self.learnable_skip, c) * silu(gate))
+    def _gated(self, h: Tensor, c: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(h, self.learnable_skip, c) * silu(gate)
+
+    def _projected(self, inner: Tensor) -> Tensor:
+        y = self.proj_down(inner)
         return self.dropout(y) if self.dropout.training else y
+
+    def _as_one_node(
+        self,
+        up: Tensor,
+        before: dict[str, Any],
+        return_last_state: bool,
+        cu_seqlens: Tensor | None,
+        reset: Tensor | None,
+        backend: str | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+        """What lies between the two projections by native passes on a CPU; None where modules must be called."""
+        conv_state, state, conv = before["conv_state"], before["mlstm_state"], self.conv1d
+        if reset is not None or (cu_seqlens is not None and conv_state is not None) or resolve(backend, up.device) != "cpu":
+            return None
+        weights = self._plain_weights()
+        if conv is None or weights is None or not mlstm_layer_cpu.usable(up, weights, *(state or ()), *(conv_state or ())):
+            return None
+        a, heads = up.chunk(2, -1)[0], (self.mlstm_cell.num_heads, -1)
+        held = None if conv_state is None else conv.inputs_before(a, conv_state)
+        B = up.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        start = None if state is None else _without_ones(state, a.unflatten(-1, heads), B)
+        eps = self.mlstm_cell.outnorm.eps
+        y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
+        return y, (C, n.unsqueeze(-1), m[..., None, None])
+
+    def _plain_weights(self) -> MLSTMLayerWeights | None:
+        """The weights between the two projections where reading them is the same as calling their modules."""
+        conv, q, k, v, cell = self.conv1d, self.q_proj, self.k_proj, self.v_proj, self.mlstm_cell
+        if conv is None or not all(
+            is_plain(module, kind)
+            for module, kind in (
+                (self, mLSTMLayer), (conv, CausalConv1d), (conv.conv, nn.Conv1d),
+                (q, LinearHeadwise), (k, LinearHeadwise), (v, LinearHeadwise),
+                (cell, mLSTMCell), (cell.igate, nn.Linear), (cell.fgate, nn.Linear), (cell.outnorm, MultiHeadLayerNorm),
+            )
+        ):  # fmt: skip
+            return None
+        return MLSTMLayerWeights(
+            conv.conv.weight, conv.conv.bias, q.weight, k.weight, v.weight, q.bias, k.bias, v.bias,
+            cell.igate.weight, cell.fgate.weight, cell.igate.bias, cell.fgate.bias, cell.outnorm.weight, self.learnable_skip,
+        )  # fmt: skip
 
 
 class mLSTMBlock(ResidualBlock):
