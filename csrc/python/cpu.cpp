@@ -1,6 +1,7 @@
 // cpu.cpp - the CPU backend's launchers for Python, in float32 and float64.
 #include <pybind11/stl.h>
 
+#include "cpu/block_step.h"
 #include "cpu/conv.h"
 #include "cpu/gate_math.h"
 #include "cpu/isa.h"
@@ -29,6 +30,8 @@ void bind_launchers(py::module_& m, const std::string& type) {  // qualified, or
   python::bind(m, "mlstm_layer_output_cpu_" + type, &mlstm_layer_output<Real>);
   python::bind(m, "mlstm_layer_output_backward_cpu_" + type, &mlstm_layer_output_backward<Real>);
   python::bind(m, "mlstm_layer_inputs_backward_cpu_" + type, &mlstm_layer_inputs_backward<Real>);
+  python::bind(m, "mlstm_block_step_cpu_" + type, &mlstm_block_step<Real>);
+  python::bind(m, "slstm_block_step_cpu_" + type, &slstm_block_step<Real>);
   python::bind(m, "conv_step_cpu_" + type, &conv_step<Real>);
   python::bind(m, "conv_forward_cpu_" + type, &conv_forward<Real>);
   python::bind(m, "conv_backward_cpu_" + type, &conv_backward<Real>);

@@ -16,10 +16,10 @@ from torch.nn.functional import linear, silu
 
 from .. import functional
 from ..backends import resolve
-from ..ops import mlstm_layer_cpu
+from ..ops import block_step_cpu, mlstm_layer_cpu
 from ..ops.mlstm_layer_cpu import MLSTMLayerWeights
 from ..states import MLSTMState, state_dtype
-from ..weights import fill_, is_plain, under_autocast
+from ..weights import are_plain, fill_, is_plain, under_autocast
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
 from .headwise import LinearHeadwise
@@ -298,21 +298,21 @@ class mLSTMLayer(nn.Module):
         y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
         return y, (C, n.unsqueeze(-1), m[..., None, None])
 
-    def _plain_weights(self) -> MLSTMLayerWeights | None:
-        """The weights between the two projections where reading them is the same as calling their modules."""
-        conv, q, k, v, cell = self.conv1d, self.q_proj, self.k_proj, self.v_proj, self.mlstm_cell
-        if conv is None or not all(
-            is_plain(module, kind)
-            for module, kind in (
-                (self, mLSTMLayer), (conv, CausalConv1d), (conv.conv, nn.Conv1d),
-                (q, LinearHeadwise), (k, LinearHeadwise), (v, LinearHeadwise),
-                (cell, mLSTMCell), (cell.igate, nn.Linear), (cell.fgate, nn.Linear), (cell.outnorm, MultiHeadLayerNorm),
-            )
-        ):  # fmt: skip
+    def _plain_weights(
+        self, outer: tuple[nn.Module | None, ...] = (), kinds: tuple[type[nn.Module], ...] = ()
+    ) -> MLSTMLayerWeights | None:
+        """The weights between the two projections where reading them is the same as calling their modules and ``outer`` ones."""
+        parts: Any = self._modules
+        conv, q, k, v, cell = parts["conv1d"], parts["q_proj"], parts["k_proj"], parts["v_proj"], parts["mlstm_cell"]
+        if conv is None:
             return None
+        taps, (igate, fgate, norm) = conv._modules["conv"], cell._modules.values()
+        if not are_plain((*outer, self, conv, taps, q, k, v, cell, igate, fgate, norm), (*kinds, *_INNER)):
+            return None
+        t, a, b, c, i, f = (module._parameters for module in (taps, q, k, v, igate, fgate))
         return MLSTMLayerWeights(
-            conv.conv.weight, conv.conv.bias, q.weight, k.weight, v.weight, q.bias, k.bias, v.bias,
-            cell.igate.weight, cell.fgate.weight, cell.igate.bias, cell.fgate.bias, cell.outnorm.weight, self.learnable_skip,
+            t["weight"], t["bias"], a["weight"], b["weight"], c["weight"], q.bias, k.bias, v.bias,
+            i["weight"], f["weight"], i["bias"], f["bias"], norm.weight, self._parameters["learnable_skip"],
         )  # fmt: skip
 
 
@@ -328,3 +328,32 @@ class mLSTMBlock(ResidualBlock):
         self.xlstm = mLSTMLayer(config.mlstm)
         self.ffn_norm = None
         self.ffn = None
+
+    def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
+        layer: Any = self._modules["xlstm"]
+        parts = layer._modules
+        up, down, dropout = parts["proj_up"], parts["proj_down"], parts["dropout"]
+        weights = layer._plain_weights((self, self._modules["xlstm_norm"], up, down), _OUTER)
+        if weights is None or not weights.fit() or dropout.training or not state.keys() <= {"mlstm_state", "conv_state"}:
+            return None
+        norm, cell = self._modules["xlstm_norm"], parts["mlstm_cell"]
+        assert norm is not None
+        held, before = state.get("conv_state"), state.get("mlstm_state")
+        I, NH = layer.config._inner_embedding_dim, cell.num_heads
+        whole = block_step_cpu.mlstm(
+            x, (layer.config.embedding_dim, I, NH, parts["conv1d"].kernel_size, parts["q_proj"].width),
+            (norm.eps, cell._modules["outnorm"].eps),
+            (norm.weight, *up._parameters.values(), *down._parameters.values(), *weights),
+            held if held is None or isinstance(held, Tensor) else held[0], before, in_place,
+        )  # fmt: skip
+        if whole is None:
+            return None
+        y, window, last = whole
+        return y, {"mlstm_state": last, "conv_state": (window,)}
+
+
+_OUTER = (mLSTMBlock, LayerNorm, nn.Linear, nn.Linear)
+_INNER = (
+    mLSTMLayer, CausalConv1d, nn.Conv1d, LinearHeadwise, LinearHeadwise, LinearHeadwise, mLSTMCell, nn.Linear, nn.Linear,
+    MultiHeadLayerNorm,
+)  # fmt: skip
