@@ -172,6 +172,10 @@ class CausalConv1d(nn.Module):
         order[torch.cat([before, places])] = torch.arange(T + N * K, device=device)
         return _joined(held.reshape(1, N * K, D), x).index_select(1, order), places
 
+    def inputs_before(self, x: Tensor, state: Sequence[Tensor] | Tensor) -> Tensor:
+        """The inputs of ``state`` that steps of x (B, S, D) see beside their own: (B, K-1, D)."""
+        return self._before(x, state, self.kernel_size - 1)
+
     def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int, rows: int | None = None) -> Tensor:
         """The last ``count`` inputs before x, (B, count, D), or of as many ``rows``."""
         held = self._held(x, state, rows)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import checks
-from ..ops import context
+from ..backends import resolve
+from ..ops import block_step_cpu, context
 from ..ops.context import Piece
 from .norms import LayerNorm
 
@@ -86,12 +87,28 @@ class ResidualBlock(nn.Module):
         return (y, last) if return_last_state else y
 
     def step(
-        self, x: Tensor, state: LayerState | None = None, *, backend: str | None = None, **layer_states: Any
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        in_place: bool = False,
+        backend: str | None = None,
+        **layer_states: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state.
+
+        The given state is left as it is; ``in_place`` gives it away: its memory may hold the new one, where that is faster.
+        """
         check_input(x, self.xlstm_norm.dim, single_step=True)
+        if not layer_states and block_step_cpu.usable(x) and resolve(backend, x.device) == "cpu":
+            if (whole := self._step_in_one_call(x, state or {}, in_place)) is not None:
+                return whole
         y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **layer_states)
         return self._feed_forward(x + y), last
+
+    def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
+        """The step by one native call on a CPU, equal to that by modules; None where these must be called, or say what is wrong."""
+        raise NotImplementedError
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x if self.ffn is None or self.ffn_norm is None else x + self.ffn(self.ffn_norm(x))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .. import functional
+from ..ops import block_step_cpu
 from ..states import SLSTMState, state_dtype
-from ..weights import fill_, under_autocast
+from ..weights import are_plain, fill_, under_autocast
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
 from .headwise import LinearHeadwise, joint
@@ -358,3 +359,46 @@ class sLSTMBlock(ResidualBlock):
             config.feedforward.__post_init__()
             self.ffn_norm = LayerNorm(D)
             self.ffn = GatedFeedForward(config.feedforward)
+
+    def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
+        block: Any = self._modules
+        layer, norm, ffn, ffn_norm = block["xlstm"], block["xlstm_norm"], block["ffn"], block["ffn_norm"]
+        parts = layer._modules
+        conv, cell, group_norm = parts["conv1d"], parts["slstm_cell"], parts["group_norm"]
+        # The official layer drives the input gate by the weight named fgate, the forget gate by igate.
+        gates = [parts[name] for name in ("fgate", "igate", "zgate", "ogate")]
+        modules, kinds = [self, norm, layer, cell, group_norm, *gates], [*_PLAIN]
+        taps: Any = None
+        if conv is not None:
+            taps = conv._modules["conv"]
+            modules += conv, taps
+            kinds += CausalConv1d, nn.Conv1d
+        if ffn is not None:
+            modules += ffn_norm, ffn, *(linears := (ffn._modules["proj_up"], ffn._modules["proj_down"]))
+            kinds += LayerNorm, GatedFeedForward, nn.Linear, nn.Linear
+        if not are_plain(modules, kinds) or not state.keys() <= {"slstm_state", "conv_state"} or parts["dropout"].training:
+            return None
+        of_ffn: list[Any] = [None] * 5
+        if ffn is not None:
+            if ffn.config.act_fn != "gelu" or ffn._modules["dropout"].training:
+                return None
+            of_ffn = [ffn_norm.weight, *(weight for one in linears for weight in one._parameters.values())]
+        weights = [
+            norm.weight, *([None] * 2 if taps is None else taps._parameters.values()),
+            *[gate._parameters["weight"] for gate in gates], *cell._parameters.values(), group_norm.weight, *of_ffn,
+        ]  # fmt: skip
+        held, before, config = state.get("conv_state"), state.get("slstm_state"), self.config.slstm
+        if (before is not None and not isinstance(before, Tensor)) or (None in weights[1:3] and taps is not None):
+            return None
+        whole = block_step_cpu.slstm(
+            x, (config.embedding_dim, config.num_heads, config.conv1d_kernel_size, 0 if ffn is None else ffn.config._proj_up_dim),
+            (norm.eps, group_norm.eps, 0.0 if ffn is None else ffn_norm.eps), weights,
+            held if held is None or isinstance(held, Tensor) else held[0], before, in_place,
+        )  # fmt: skip
+        if whole is None:
+            return None
+        y, window, last = whole
+        return y, {"conv_state": None if window is None else (window,), "slstm_state": last}
+
+
+_PLAIN = [sLSTMBlock, LayerNorm, sLSTMLayer, sLSTMCell, MultiHeadLayerNorm, *[LinearHeadwise] * 4]

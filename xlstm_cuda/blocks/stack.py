@@ -147,14 +147,17 @@ class xLSTMBlockStack(nn.Module):
         return (x, last) if return_last_state else x
 
     def step(
-        self, x: Tensor, state: StackState | None = None, *, backend: str | None = None
+        self, x: Tensor, state: StackState | None = None, *, in_place: bool = False, backend: str | None = None
     ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state.
+
+        The given state is left as it is; ``in_place`` gives it away: its memory may hold the new one, where that is faster.
+        """
         check_input(x, self.config.embedding_dim, single_step=True)
         before = self._check_state(state)
         last = {}
         for name, block in zip(self._names(), self.blocks):
-            x, last[name] = block.step(x, before.get(name), backend=backend)  # type: ignore[operator]
+            x, last[name] = block.step(x, before.get(name), in_place=in_place, backend=backend)  # type: ignore[operator]
         return self.post_blocks_norm(x), last
 
     def _names(self) -> list[str]:

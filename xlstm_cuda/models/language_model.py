@@ -98,11 +98,11 @@ class xLSTMLMModel(nn.Module):
         return (logits, last) if return_last_state else logits
 
     def step(
-        self, idx: Tensor, state: StackState | None = None, *, backend: str | None = None
+        self, idx: Tensor, state: StackState | None = None, *, in_place: bool = False, backend: str | None = None
     ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
-        """One token: ids (B, 1) -> logits (B, 1, vocab_size) and the new state; the given state is left as it is."""
+        """One token: ids (B, 1) -> logits (B, 1, vocab_size) and the new state; ``in_place`` as of `xLSTMBlockStack.step`."""
         x = self._embed(idx, single_step=True)
-        x, last = self.xlstm_block_stack.step(x, state, backend=backend)
+        x, last = self.xlstm_block_stack.step(x, state, in_place=in_place, backend=backend)
         return self.lm_head(x), last
 
     def _embed(self, idx: Tensor, single_step: bool = False) -> Tensor:
