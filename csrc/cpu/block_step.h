@@ -1,5 +1,6 @@
-// block_step.h - one token of a whole residual block on a CPU, float and double: what the modules of xlstm_cuda/blocks compute one
-// after the other, in one call. Weights lie as the modules have them, tensors are contiguous. The new state may be the old one.
+// block_step.h - one token of a whole residual block on a CPU, float and double: what the modules of xlstm_cuda/blocks compute
+// one after the other, in one call. Weights lie as the modules have them, tensors are contiguous. The new state may be the old
+// one.
 #pragma once
 #include <cstdint>
 
@@ -26,9 +27,9 @@ struct MlstmBlockStep {
   const Real *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;
   const Real *i_weight = nullptr, *f_weight = nullptr, *i_bias = nullptr, *f_bias = nullptr;
   const Real *norm_weight = nullptr, *skip = nullptr;
-  const Real *held = nullptr, *C = nullptr, *n = nullptr, *m = nullptr;        // (B, held_steps, I) or null; (B, NH, DH, DH), ...
+  const Real *held = nullptr, *C = nullptr, *n = nullptr, *m = nullptr;  // (B, held_steps, I) or null; (B, NH, DH, DH), ...
   Real *window = nullptr, *C_last = nullptr, *n_last = nullptr, *m_last = nullptr;  // (B, K, I), ...
-  Real* y = nullptr;                                                           // (B, D)
+  Real* y = nullptr;                                                                // (B, D)
 
   int64_t DH() const { return I / NH; }
 };
@@ -47,17 +48,17 @@ void read(R& r, MlstmBlockStep<Real>& p) {
 template <typename Real>
 struct SlstmBlockStep {
   int64_t B = 0, D = 0, NH = 0, K = 0, F = 0, held_steps = 0;  // K = 0: no convolution
-  const Real* x = nullptr;                                      // (B, D)
+  const Real* x = nullptr;                                     // (B, D)
   const Real* block_norm = nullptr;
   Real block_eps = 0, eps = 0, ffn_eps = 0;
   const Real *conv_weight = nullptr, *conv_bias = nullptr;
-  const Real* gates[4] = {};                                // (NH, DH out, DH in) of i, f, z, o
-  const Real *R = nullptr, *bias = nullptr;                 // (NH, 4, DH out, DH in), (4, D)
-  const Real *group_norm = nullptr, *ffn_norm = nullptr;    // (D) or null
+  const Real* gates[4] = {};                              // (NH, DH out, DH in) of i, f, z, o
+  const Real *R = nullptr, *bias = nullptr;               // (NH, 4, DH out, DH in), (4, D)
+  const Real *group_norm = nullptr, *ffn_norm = nullptr;  // (D) or null
   const Real *up_weight = nullptr, *up_bias = nullptr, *down_weight = nullptr, *down_bias = nullptr;  // (2 F, D), (D, F)
-  const Real *held = nullptr, *state = nullptr;             // (B, held_steps, D) or null; (4, B, D) of h, c, n, m, or null
-  Real *window = nullptr, *state_last = nullptr;            // (B, K, D), (4, B, D)
-  Real* y = nullptr;                                        // (B, D)
+  const Real *held = nullptr, *state = nullptr;   // (B, held_steps, D) or null; (4, B, D) of h, c, n, m, or null
+  Real *window = nullptr, *state_last = nullptr;  // (B, K, D), (4, B, D)
+  Real* y = nullptr;                              // (B, D)
 
   int64_t DH() const { return D / NH; }
 };
@@ -86,18 +87,18 @@ struct SlstmBlockMemory {
 };
 
 // The parts, compiled once per instruction set: for row b, or for outputs [first, end) of all rows.
-#define XLSTM_BLOCK_STEP                                                                                        \
-  template <typename Real>                                                                                      \
-  void linear(const Linear<Real>& p, int64_t first, int64_t end);                                               \
-  template <typename Real>                                                                                      \
-  void norm_row(const Real* x, const Real* weight, Real eps, int64_t D, Real* y);                               \
-  template <typename Real>                                                                                      \
-  void mlstm_block_inputs(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b);      \
-  template <typename Real>                                                                                      \
-  void mlstm_block_output(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b);      \
-  template <typename Real>                                                                                      \
-  void slstm_block_cell(const SlstmBlockStep<Real>& p, const SlstmBlockMemory<Real>& memory, int64_t b);        \
-  template <typename Real>                                                                                      \
+#define XLSTM_BLOCK_STEP                                                                                   \
+  template <typename Real>                                                                                 \
+  void linear(const Linear<Real>& p, int64_t first, int64_t end);                                          \
+  template <typename Real>                                                                                 \
+  void norm_row(const Real* x, const Real* weight, Real eps, int64_t D, Real* y);                          \
+  template <typename Real>                                                                                 \
+  void mlstm_block_inputs(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b); \
+  template <typename Real>                                                                                 \
+  void mlstm_block_output(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b); \
+  template <typename Real>                                                                                 \
+  void slstm_block_cell(const SlstmBlockStep<Real>& p, const SlstmBlockMemory<Real>& memory, int64_t b);   \
+  template <typename Real>                                                                                 \
   void gated(const Real* up, int64_t F, Real* inner);
 namespace baseline {
 XLSTM_BLOCK_STEP

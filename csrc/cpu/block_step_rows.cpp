@@ -183,12 +183,12 @@ void gated(const Real* up, int64_t F, Real* inner) {
   }
 }
 
-#define XLSTM_BLOCK_STEP_OF(Real)                                                                                  \
-  template void linear(const Linear<Real>&, int64_t, int64_t);                                                     \
-  template void norm_row(const Real*, const Real*, Real, int64_t, Real*);                                          \
-  template void mlstm_block_inputs(const MlstmBlockStep<Real>&, const MlstmBlockMemory<Real>&, int64_t);           \
-  template void mlstm_block_output(const MlstmBlockStep<Real>&, const MlstmBlockMemory<Real>&, int64_t);           \
-  template void slstm_block_cell(const SlstmBlockStep<Real>&, const SlstmBlockMemory<Real>&, int64_t);             \
+#define XLSTM_BLOCK_STEP_OF(Real)                                                                        \
+  template void linear(const Linear<Real>&, int64_t, int64_t);                                           \
+  template void norm_row(const Real*, const Real*, Real, int64_t, Real*);                                \
+  template void mlstm_block_inputs(const MlstmBlockStep<Real>&, const MlstmBlockMemory<Real>&, int64_t); \
+  template void mlstm_block_output(const MlstmBlockStep<Real>&, const MlstmBlockMemory<Real>&, int64_t); \
+  template void slstm_block_cell(const SlstmBlockStep<Real>&, const SlstmBlockMemory<Real>&, int64_t);   \
   template void gated(const Real*, int64_t, Real*);
 XLSTM_BLOCK_STEP_OF(float)
 XLSTM_BLOCK_STEP_OF(double)

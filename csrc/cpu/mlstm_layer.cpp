@@ -10,7 +10,7 @@
 namespace xlstm::cpu {
 namespace {
 
-constexpr int64_t kWorthThreads = 100'000;                // numbers of a result; fewer are done before another thread has woken up
+constexpr int64_t kWorthThreads = 100'000;  // numbers of a result; fewer are done before another thread has woken up
 constexpr int64_t kShortest = 64, kSumsAtLeastFor = 128;  // steps of a segment; of one that keeps sums of all weights
 constexpr int64_t kMostSegments = 64;                     // and no more of those, unless there are more rows
 
@@ -85,9 +85,9 @@ void mlstm_layer_inputs_backward(const MlstmLayerInputsBackward<Real>& p, int th
   backward(p, threads);
 }
 
-#define XLSTM_MLSTM_LAYER_OF(Real)                                                      \
-  template void mlstm_layer_inputs(const MlstmLayerInputs<Real>&, int);                 \
-  template void mlstm_layer_output(const MlstmLayerOutput<Real>&, int);                 \
+#define XLSTM_MLSTM_LAYER_OF(Real)                                                       \
+  template void mlstm_layer_inputs(const MlstmLayerInputs<Real>&, int);                  \
+  template void mlstm_layer_output(const MlstmLayerOutput<Real>&, int);                  \
   template void mlstm_layer_output_backward(const MlstmLayerOutputBackward<Real>&, int); \
   template void mlstm_layer_inputs_backward(const MlstmLayerInputsBackward<Real>&, int);
 XLSTM_MLSTM_LAYER_OF(float)

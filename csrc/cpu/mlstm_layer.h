@@ -14,12 +14,12 @@ namespace xlstm::cpu {
 template <typename Real>
 struct MlstmLayer {
   int64_t B = 0, S = 0, I = 0, NH = 0, K = 0, width = 0;
-  View<const Real> up;            // (B, S, 2 I): a, then g
-  View<const uint8_t> starts;     // (B, S), 1 where the convolution begins anew; or null
-  const Real* held = nullptr;     // (B, K - 1, I), the inputs before the first step; or null for zeros
-  const Real *conv_weight = nullptr, *conv_bias = nullptr;                 // (I, K), (I)
-  const Real *q_weight = nullptr, *k_weight = nullptr, *v_weight = nullptr;  // (I / width, width out, width in)
-  const Real *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;        // (I), or null
+  View<const Real> up;                                      // (B, S, 2 I): a, then g
+  View<const uint8_t> starts;                               // (B, S), 1 where the convolution begins anew; or null
+  const Real* held = nullptr;                               // (B, K - 1, I), the inputs before the first step; or null for zeros
+  const Real *conv_weight = nullptr, *conv_bias = nullptr;  // (I, K), (I)
+  const Real *q_weight = nullptr, *k_weight = nullptr, *v_weight = nullptr;                   // (I / width, width out, width in)
+  const Real *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;                         // (I), or null
   const Real *i_weight = nullptr, *f_weight = nullptr, *i_bias = nullptr, *f_bias = nullptr;  // (NH, 3 I), (NH)
   const Real *norm_weight = nullptr, *skip = nullptr;                                         // (I); the first may be null
   Real k_scale = 1, eps = 0;
@@ -65,8 +65,8 @@ template <typename Real>
 struct MlstmLayerOutputBackward {
   using Number = Real;
   MlstmLayer<Real> layer;
-  const Real *h = nullptr, *dy = nullptr;         // (B, S, I)
-  Real *dh = nullptr, *dup = nullptr;             // (B, S, I), (B, S, 2 I) of which the half of g is written
+  const Real *h = nullptr, *dy = nullptr;          // (B, S, I)
+  Real *dh = nullptr, *dup = nullptr;              // (B, S, I), (B, S, 2 I) of which the half of g is written
   Real *dnorm_weight = nullptr, *dskip = nullptr;  // (I)
 };
 template <class R, typename Real>
@@ -120,16 +120,16 @@ using NumberOf = typename Pass::Number;
 
 // One compilation for an instruction set. `packed` are the weights as its vectors like them. In backward every segment has sums
 // of its own, and `add_up` makes gradients of them in order, so that the bits do not depend on the threads.
-#define XLSTM_MLSTM_LAYER                                                                                    \
-  template <typename Real>                                                                                   \
-  int64_t packed_size(const MlstmLayer<Real>& p);                                                            \
-  template <typename Real>                                                                                   \
-  void pack(const MlstmLayer<Real>& p, Real* packed);                                                        \
-  template <typename Pass>                                                                                   \
+#define XLSTM_MLSTM_LAYER                                                                                        \
+  template <typename Real>                                                                                       \
+  int64_t packed_size(const MlstmLayer<Real>& p);                                                                \
+  template <typename Real>                                                                                       \
+  void pack(const MlstmLayer<Real>& p, Real* packed);                                                            \
+  template <typename Pass>                                                                                       \
   void layer_segment(const Pass& p, const Segment& segment, const NumberOf<Pass>* packed, NumberOf<Pass>* sums); \
-  template <typename Pass>                                                                                   \
-  int64_t sums_size(const Pass& p);                                                                          \
-  template <typename Pass>                                                                                   \
+  template <typename Pass>                                                                                       \
+  int64_t sums_size(const Pass& p);                                                                              \
+  template <typename Pass>                                                                                       \
   void add_up(const Pass& p, int64_t segments, NumberOf<Pass>* sums);
 namespace baseline {
 XLSTM_MLSTM_LAYER

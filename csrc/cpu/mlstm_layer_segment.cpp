@@ -36,11 +36,11 @@ struct Packed {
   const int64_t J = joined(p), G = padded_gates(p), I = p.I;
 
   explicit Packed(const MlstmLayer<Real>& p) : p(p) {}
-  int64_t taps() const { return 0; }                                                       // (K, I)
-  int64_t forward(int which) const { return p.K * I + 2 * which * I * J; }                 // (I / J, J in, J out)
-  int64_t backward(int which) const { return forward(which) + I * J; }                     // (I / J, J out, J in)
-  int64_t gates() const { return p.K * I + 2 * kProjections * I * J; }                     // (3 I, G)
-  int64_t gate_rows() const { return gates() + kProjections * I * G; }                     // (2 NH, 3 I)
+  int64_t taps() const { return 0; }                                        // (K, I)
+  int64_t forward(int which) const { return p.K * I + 2 * which * I * J; }  // (I / J, J in, J out)
+  int64_t backward(int which) const { return forward(which) + I * J; }      // (I / J, J out, J in)
+  int64_t gates() const { return p.K * I + 2 * kProjections * I * J; }      // (3 I, G)
+  int64_t gate_rows() const { return gates() + kProjections * I * G; }      // (2 NH, 3 I)
   int64_t size() const { return gate_rows() + 2 * p.NH * kProjections * I; }
 };
 
@@ -51,12 +51,12 @@ struct Sums {
   const int64_t J = joined(p), I = p.I, gates = 2 * p.NH;
 
   explicit Sums(const MlstmLayer<Real>& p) : p(p) {}
-  int64_t taps() const { return 0; }                                                      // (K, I)
-  int64_t conv_bias() const { return p.K * I; }                                           // (I)
-  int64_t weight(int which) const { return (p.K + 1) * I + which * I * J; }               // (I / J, J out, J in)
-  int64_t bias(int which) const { return weight(kProjections) + which * I; }              // (I)
-  int64_t gate_weight() const { return bias(kProjections); }                              // (2 NH, 3 I)
-  int64_t gate_bias() const { return gate_weight() + gates * kProjections * I; }          // (2 NH)
+  int64_t taps() const { return 0; }                                              // (K, I)
+  int64_t conv_bias() const { return p.K * I; }                                   // (I)
+  int64_t weight(int which) const { return (p.K + 1) * I + which * I * J; }       // (I / J, J out, J in)
+  int64_t bias(int which) const { return weight(kProjections) + which * I; }      // (I)
+  int64_t gate_weight() const { return bias(kProjections); }                      // (2 NH, 3 I)
+  int64_t gate_bias() const { return gate_weight() + gates * kProjections * I; }  // (2 NH)
   int64_t size() const { return whole_vectors<Real>(gate_bias() + gates); }
 };
 
@@ -179,12 +179,11 @@ void inputs_of_tile(const MlstmLayerInputs<Real>& pass, int64_t b, int64_t first
 
 // The gradients of q, k, v through the gates and of their own, for one projection: out = own scale + dG W.
 template <typename Real>
-void with_gates(int64_t rows, int64_t I, int64_t gates, const Real* dgates, const Real* W, const Real* own, Real scale, Real* out) {
+void with_gates(int64_t rows, int64_t I, int64_t gates, const Real* dgates, const Real* W, const Real* own, Real scale,
+                Real* out) {
   tiles<Real>(rows, I, nothing, [&](auto tile, int64_t row, int64_t column) {
     tile.template product<Order::kRows>(dgates + row * gates, gates, W + column, kProjections * I, gates);
-    tile.each([&](int y, int v, Vector<Real>& sum) {
-      sum += scale * load(own + (row + y) * I + column + v * kLanes<Real>);
-    });
+    tile.each([&](int y, int v, Vector<Real>& sum) { sum += scale * load(own + (row + y) * I + column + v * kLanes<Real>); });
     tile.write(out + row * I + column, I);
   });
 }
@@ -202,8 +201,8 @@ struct TileMemory {
 };
 
 template <typename Real>
-void inputs_backward_of_tile(const MlstmLayerInputsBackward<Real>& pass, int64_t b, int64_t first, int64_t own, const Real* packed,
-                             const TileMemory<Real>& memory, Real* sums) {
+void inputs_backward_of_tile(const MlstmLayerInputsBackward<Real>& pass, int64_t b, int64_t first, int64_t own,
+                             const Real* packed, const TileMemory<Real>& memory, Real* sums) {
   const MlstmLayer<Real>& p = pass.layer;
   const Packed<Real> at(p);
   const Sums<Real> sum(p);
@@ -227,8 +226,8 @@ void inputs_backward_of_tile(const MlstmLayerInputsBackward<Real>& pass, int64_t
   for (int64_t block = 0; block < I; block += J) {
     tiles<Real>(rows, J, nothing, [&](auto tile, int64_t row, int64_t column) {
       for (const int which : {kQ, kK}) {
-        tile.template product<Order::kRows>(memory.d[which] + row * I + block, I, packed + at.backward(which) + block * J + column,
-                                            J, J);
+        tile.template product<Order::kRows>(memory.d[which] + row * I + block, I,
+                                            packed + at.backward(which) + block * J + column, J, J);
       }
       tile.each([&](int y, int v, Vector<Real>& dc) {
         const int64_t d = block + column + v * kLanes<Real>, t = row + y;
@@ -246,7 +245,8 @@ void inputs_backward_of_tile(const MlstmLayerInputsBackward<Real>& pass, int64_t
   }
   for (int which = 0; which < kProjections; ++which) {
     if (bias_of(p, which)) add_rows(own, I, memory.d[which], I, sums + sum.bias(which));
-    add_outer<Real>(gates, I, own, memory.dgates, gates, values[which], I, sums + sum.gate_weight() + which * I, kProjections * I);
+    add_outer<Real>(gates, I, own, memory.dgates, gates, values[which], I, sums + sum.gate_weight() + which * I,
+                    kProjections * I);
   }
   add_rows(own, gates, memory.dgates, gates, sums + sum.gate_bias());
   add_rows(own, I, memory.dconv, I, sums + sum.conv_bias());
@@ -259,11 +259,11 @@ void inputs_backward_of_tile(const MlstmLayerInputsBackward<Real>& pass, int64_t
     for (int64_t j = 0; j < p.K; ++j) {
       const int64_t from = row - (p.K - 1 - j);  // of the tile
       if (!window.input[j]) continue;
-      Real* const to = from >= own              ? nullptr
-                       : from >= 0              ? da + from * 2 * I
-                       : first + from >= 0      ? nullptr
+      Real* const to = from >= own                ? nullptr
+                       : from >= 0                ? da + from * 2 * I
+                       : first + from >= 0        ? nullptr
                        : pass.dheld && first == 0 ? pass.dheld + (b * (p.K - 1) + p.K - 1 + from) * I
-                                                : nullptr;
+                                                  : nullptr;
       const Real* const tap = packed + at.taps() + j * I;
       if (to) {
         for (int64_t d = 0; d < I; d += kLanes<Real>) store(to + d, load(to + d) + load(tap + d) * load(dconv + d));
@@ -466,16 +466,16 @@ void add_up(const Pass& p, int64_t segments, NumberOf<Pass>* sums) {
 }
 
 #define XLSTM_PASS(Pass, Real) template void layer_segment(const Pass<Real>&, const Segment&, const Real*, Real*);
-#define XLSTM_PASS_WITH_SUMS(Pass, Real)            \
-  XLSTM_PASS(Pass, Real)                            \
-  template int64_t sums_size(const Pass<Real>&);    \
+#define XLSTM_PASS_WITH_SUMS(Pass, Real)         \
+  XLSTM_PASS(Pass, Real)                         \
+  template int64_t sums_size(const Pass<Real>&); \
   template void add_up(const Pass<Real>&, int64_t, Real*);
-#define XLSTM_MLSTM_LAYER_OF(Real)                      \
+#define XLSTM_MLSTM_LAYER_OF(Real)                       \
   template int64_t packed_size(const MlstmLayer<Real>&); \
   template void pack(const MlstmLayer<Real>&, Real*);    \
-  XLSTM_PASS(MlstmLayerInputs, Real)                    \
-  XLSTM_PASS(MlstmLayerOutput, Real)                    \
-  XLSTM_PASS_WITH_SUMS(MlstmLayerOutputBackward, Real)  \
+  XLSTM_PASS(MlstmLayerInputs, Real)                     \
+  XLSTM_PASS(MlstmLayerOutput, Real)                     \
+  XLSTM_PASS_WITH_SUMS(MlstmLayerOutputBackward, Real)   \
   XLSTM_PASS_WITH_SUMS(MlstmLayerInputsBackward, Real)
 XLSTM_MLSTM_LAYER_OF(float)
 XLSTM_MLSTM_LAYER_OF(double)

@@ -298,12 +298,15 @@ class mLSTMLayer(nn.Module):
         if reset is not None or (cu_seqlens is not None and conv_state is not None) or resolve(backend, up.device) != "cpu":
             return None
         weights = self._plain_weights()
-        if conv is None or weights is None or not mlstm_layer_cpu.usable(up, weights, *(state or ()), *(conv_state or ())):
+        if conv is None or weights is None:
             return None
-        a, heads = up.chunk(2, -1)[0], (self.mlstm_cell.num_heads, -1)
+        a, NH = up.chunk(2, -1)[0], self.mlstm_cell.num_heads
+        sizes = a.shape[-1], NH, conv.kernel_size, self.q_proj.width
+        if not mlstm_layer_cpu.usable(up, weights, sizes, *(state or ()), *(() if conv_state is None else conv_state)):
+            return None
         held = None if conv_state is None else conv.inputs_before(a, conv_state)
         B = up.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-        start = None if state is None else _without_ones(state, a.unflatten(-1, heads), B)
+        start = None if state is None else _without_ones(state, a.unflatten(-1, (NH, -1)), B)
         eps = self.mlstm_cell.outnorm.eps
         y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
         return y, (C, n.unsqueeze(-1), m[..., None, None])
@@ -313,7 +316,7 @@ class mLSTMLayer(nn.Module):
     ) -> MLSTMLayerWeights | None:
         """The weights between the two projections where reading them is the same as calling their modules and ``outer`` ones."""
         parts: Any = self._modules
-        conv, q, k, v, cell = parts["conv1d"], parts["q_proj"], parts["k_proj"], parts["v_proj"], parts["mlstm_cell"]
+        conv, q, k, v, cell = self.conv1d, parts["q_proj"], parts["k_proj"], parts["v_proj"], parts["mlstm_cell"]
         if conv is None:
             return None
         taps, (igate, fgate, norm) = conv._modules["conv"], cell._modules.values()
@@ -344,7 +347,7 @@ class mLSTMBlock(ResidualBlock):
         parts = layer._modules
         up, down, dropout = parts["proj_up"], parts["proj_down"], parts["dropout"]
         weights = layer._plain_weights((self, self._modules["xlstm_norm"], up, down), _OUTER)
-        if weights is None or not weights.fit() or dropout.training or not state.keys() <= {"mlstm_state", "conv_state"}:
+        if weights is None or weights.conv_bias is None or dropout.training or not state.keys() <= {"mlstm_state", "conv_state"}:
             return None
         norm, cell = self._modules["xlstm_norm"], parts["mlstm_cell"]
         assert norm is not None

@@ -362,9 +362,11 @@ class sLSTMBlock(ResidualBlock):
 
     def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
         block: Any = self._modules
-        layer, norm, ffn, ffn_norm = block["xlstm"], block["xlstm_norm"], block["ffn"], block["ffn_norm"]
+        ffn: Any
+        ffn_norm: Any
+        layer, norm, ffn, ffn_norm = block["xlstm"], block["xlstm_norm"], self.ffn, self.ffn_norm
         parts = layer._modules
-        conv, cell, group_norm = parts["conv1d"], parts["slstm_cell"], parts["group_norm"]
+        conv, cell, group_norm = layer.conv1d, parts["slstm_cell"], parts["group_norm"]
         # The official layer drives the input gate by the weight named fgate, the forget gate by igate.
         gates = [parts[name] for name in ("fgate", "igate", "zgate", "ogate")]
         modules, kinds = [self, norm, layer, cell, group_norm, *gates], [*_PLAIN]

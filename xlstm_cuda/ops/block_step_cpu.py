@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from ..native import _C
 from .launch import CPUCall
 from .library import must_dispatch
+from .mlstm_layer_cpu import weight_shapes
 
 _MLSTM = {torch.float32: _C.mlstm_block_step_cpu_float32, torch.float64: _C.mlstm_block_step_cpu_float64}
 _SLSTM = {torch.float32: _C.slstm_block_step_cpu_float32, torch.float64: _C.slstm_block_step_cpu_float64}
@@ -67,7 +68,8 @@ def mlstm(
     """
     D, I, NH, K, width = sizes
     B, dtype, DH = x.shape[0], x.dtype, I // NH
-    read = addresses(weights, _mlstm_shapes(D, I, NH, K, width), dtype)
+    expected = _mlstm_shapes(D, I, NH, K, width)
+    read = None if expected is None else addresses(weights, expected, dtype)
     shapes = (B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1)
     if state is None:
         state, own = [torch.zeros(shape, dtype=dtype) for shape in shapes], True
@@ -91,11 +93,10 @@ def mlstm(
 
 
 @functools.cache
-def _mlstm_shapes(D: int, I: int, NH: int, K: int, width: int) -> Shapes:
+def _mlstm_shapes(D: int, I: int, NH: int, K: int, width: int) -> Shapes | None:
     """Of the weights that `mlstm` takes."""
-    block, inner, heads = (I // width, width, width), (I,), (NH,)
-    layer = ((I, 1, K), inner, *((block,) * 3), *((inner,) * 3), *(((NH, 3 * I),) * 2), heads, heads, inner, inner)
-    return ((D,), (2 * I, D), (2 * I,), (D, I), (D,), *layer)
+    layer = weight_shapes(I, NH, K, width)
+    return None if layer is None else ((D,), (2 * I, D), (2 * I,), (D, I), (D,), *layer)
 
 
 def slstm(

@@ -6,6 +6,7 @@ layer keeps (a, g), h and one number per step and head.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..native import _C
 from . import mlstm_cpu
 from .launch import CPUCall
-from .library import differentiated, must_dispatch, refuse_forward_mode, returned
+from .library import differentiable_once, differentiated, must_dispatch, refuse_forward_mode
 from .signatures import MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMSaved
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -47,23 +48,31 @@ class MLSTMLayerWeights(NamedTuple):
     norm_weight: Tensor | None  #: (I)
     skip: Tensor  #: (I)
 
-    def fit(self) -> bool:
-        """Whether the passes take these shapes."""
-        I, _, K = self.conv_weight.shape
-        width, DH = self.q_weight.shape[-1], I // self.i_weight.shape[0]
-        narrow = width <= _WIDEST and width & (width - 1) == 0
-        return K <= _C.MOST_TAPS and narrow and I % _VECTOR == 0 and DH % _VECTOR == 0 and self.conv_bias is not None
+
+@functools.cache
+def weight_shapes(I: int, NH: int, K: int, width: int) -> tuple[tuple[int, ...], ...] | None:
+    """Of the fields of `MLSTMLayerWeights`; None where csrc/cpu/mlstm_layer.h does not take such a layer."""
+    narrow = 1 <= width <= _WIDEST and width & (width - 1) == 0 and I % width == 0
+    if not narrow or I % _VECTOR or I % NH or I // NH % _VECTOR or not 1 <= K <= _C.MOST_TAPS:
+        return None
+    block, inner, gate = (I // width, width, width), (I,), (NH, 3 * I)
+    return ((I, 1, K), inner, block, block, block, inner, inner, inner, gate, gate, (NH,), (NH,), inner, inner)
 
 
-def usable(up: Tensor, weights: MLSTMLayerWeights, *states: Tensor | None) -> bool:
-    """Whether `mlstm_layer` takes these operands; compilers, modes and autocast need PyTorch's operators."""
-    dtype = up.dtype
+def usable(up: Tensor, weights: MLSTMLayerWeights, sizes: tuple[int, int, int, int], *states: Tensor | None) -> bool:
+    """Whether `mlstm_layer` takes these operands; compilers, modes and autocast need PyTorch's operators.
+
+    sizes: I, NH, K, width, as the modules have them.
+    """
+    dtype, shapes = up.dtype, weight_shapes(*sizes)
     if dtype not in _DTYPES or not up.is_cpu or torch.is_autocast_enabled("cpu") or must_dispatch(up):
         return False
-    for one in weights:
-        if one is not None and (one.dtype is not dtype or not one.is_cpu):
+    if shapes is None or weights.conv_bias is None or up.shape[-1] != 2 * sizes[0]:
+        return False
+    for one, shape in zip(weights, shapes):
+        if one is not None and (one.dtype is not dtype or not one.is_cpu or one.shape != shape):
             return False
-    return weights.fit() and all(one is None or one.is_cpu for one in states)
+    return all(one is None or one.is_cpu for one in states)
 
 
 def mlstm_layer(
@@ -103,7 +112,9 @@ class _MLSTMLayer(torch.autograd.Function):
         cu_seqlens, h, dot, *operands = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
             gradients = _backward(dy, dC, dn, h, dot, cu_seqlens, ctx.eps, *operands)
-        return None, None, None, *returned("mlstm", gradients, ctx.needs_input_grad[3:])
+        given = iter(differentiable_once("mlstm", [g for g in gradients if g is not None]))
+        gradients = tuple(None if g is None else next(given) for g in gradients)
+        return None, None, None, *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:]))
 
     jvp = refuse_forward_mode("mlstm")
 
