@@ -72,7 +72,7 @@ def mlstm(
     read = None if expected is None else addresses(weights, expected, dtype)
     shapes = (B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1)
     if state is None:
-        state, own = [torch.zeros(shape, dtype=dtype) for shape in shapes], True
+        state, own = [torch.zeros(shape, dtype=dtype, device="cpu") for shape in shapes], True
     else:
         own = in_place
     steps = K if held is None else held.shape[1]

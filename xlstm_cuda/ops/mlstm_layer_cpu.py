@@ -159,7 +159,7 @@ class _Layer:
 
 def _starts(cu_seqlens: Tensor, S: int) -> Tensor:
     """bool (1, S), True at the first step of every sequence."""
-    starts = torch.zeros(S + 1, dtype=torch.bool)
+    starts = torch.zeros(S + 1, dtype=torch.bool, device="cpu")
     starts[cu_seqlens.long().clamp(0, S)] = True
     return starts[:S].unsqueeze(0)
 
