@@ -137,7 +137,7 @@ def test_every_message_in_the_table_of_errors_is_said_somewhere():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")
 def test_makefile_help_lists_every_target():
     shown = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    for target in ("demo", "test", "test-deep", "wheel", "lint", "gpu-check"):
+    for target in ("demo", "test", "test-deep", "docs", "wheel", "lint", "gpu-check"):
         assert re.search(rf"\b{target}\b", shown), shown
 
 
