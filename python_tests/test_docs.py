@@ -73,9 +73,9 @@ def test_readme_examples_run(code):
 
 
 def python_of(page: Path) -> list[str]:
-    """The Python blocks of a page, also of blocks that are indented in a list."""
-    found = re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.S | re.M)
-    return [re.sub(rf"^{indent}", "", code, flags=re.M) for indent, code in found]
+    """The Python blocks of a page, also those that are indented in a list; not those below `<!-- not run: reason -->`."""
+    blocks = re.findall(r"^(<!-- not run: .+ -->\n)?( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.S | re.M)
+    return [re.sub(rf"^{indent}", "", code, flags=re.M) for reason, indent, code in blocks if not reason]
 
 
 PAGES_THAT_RUN = [name for name, page in zip(NAMES, PAGES) if python_of(page) and name not in ("README.md", *TESTED_ELSEWHERE)]
@@ -137,7 +137,7 @@ def test_every_message_in_the_table_of_errors_is_said_somewhere():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")
 def test_makefile_help_lists_every_target():
     shown = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    for target in ("demo", "test", "test-deep", "wheel", "lint", "gpu-check"):
+    for target in ("demo", "test", "test-deep", "docs", "wheel", "lint", "gpu-check"):
         assert re.search(rf"\b{target}\b", shown), shown
 
 

@@ -29,10 +29,8 @@ def template(message: ast.expr) -> str:
 
 
 def said_by_python() -> Iterator[tuple[str, str]]:
-    """Place and template of every exception that the library raises. The command line has sentences of its own."""
+    """Place and template of every exception that the library and its command line raise."""
     for file in sorted((ROOT / "xlstm_cuda").rglob("*.py")):
-        if "cli" in file.parts:
-            continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
                 yield f"{file.relative_to(ROOT)}:{node.lineno}", template(node.exc.args[0])
@@ -41,8 +39,8 @@ def said_by_python() -> Iterator[tuple[str, str]]:
 def said_by_launchers() -> Iterator[tuple[str, str]]:
     """The same of the C++ that Python calls."""
     for folder in LAUNCHERS:
-        for file in sorted((ROOT / "csrc" / folder).iterdir()):
-            text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        for file in sorted(path for path in (ROOT / "csrc" / folder).rglob("*.*") if path.is_file()):
+            text = file.read_text(encoding="utf-8")
             for found in re.finditer(r"\bthrow (?:std|py|pybind11)::(?!bad_alloc|error_already_set)\w+\((.*?)\);", text, re.S):
                 parts = re.split(r'("(?:[^"\\]|\\.)*")', found[1])
                 message = "".join(

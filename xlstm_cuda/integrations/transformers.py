@@ -12,7 +12,7 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves the mLSTM of `xLSTMModel` and `xLSTMForCausalLM` by xlstm_cuda; generate, Trainer and caches stay transformers'.
+    """Computes the mLSTM of `xLSTMModel` and `xLSTMForCausalLM` with xlstm_cuda. generate, Trainer and caches stay transformers'.
 
     Raises what `patch.enable` raises.
     """
