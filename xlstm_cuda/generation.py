@@ -82,22 +82,13 @@ def generate(
     return [torch.tensor(row, dtype=torch.int64, device=run.device) for row in new], run.state
 
 
-def stream(
-    model: Model,
-    prompts: Tensor | Sequence[Tensor],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos: int | Collection[int] | None = None,
-    seed: int | Sequence[int] | None = None,
-    state: Any = None,
-    backend: str | None = None,
-    graphs: StepGraphs | bool | None = None,
-) -> Iterator[tuple[int, int]]:
-    """`generate` as an iterator of (row, token): a token is computed when it is asked for. Arguments are checked at once."""
-    return iter(_Run(model, prompts, max_new_tokens, Sampler(temperature, top_k, top_p), eos, seed, state, backend, graphs))
+def stream(model: Model, prompts: Tensor | Sequence[Tensor], *, max_new_tokens: int, **options: Any) -> Iterator[tuple[int, int]]:
+    """`generate` as an iterator of (row, token): a token is computed when it is asked for. Arguments are checked at once.
+
+    ``options``: those of `generate`, but on_token.
+    """
+    sampler = Sampler(**{name: options.pop(name) for name in ("temperature", "top_k", "top_p") if name in options})
+    return iter(_Run(model, prompts, max_new_tokens, sampler, **options))
 
 
 class LogitsError(RuntimeError):
@@ -176,11 +167,11 @@ class _Run:
         prompts: Tensor | Sequence[Tensor],
         max_new_tokens: int,
         sampler: Sampler,
-        eos: int | Collection[int] | None,
-        seed: int | Sequence[int] | None,
-        state: Any,
-        backend: str | None,
-        graphs: StepGraphs | bool | None,
+        eos: int | Collection[int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        state: Any = None,
+        backend: str | None = None,
+        graphs: StepGraphs | bool | None = None,
     ) -> None:
         _check_model(model)
         self.model, self.sampler, self.backend = model, sampler, backend
