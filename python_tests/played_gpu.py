@@ -143,6 +143,11 @@ class Moves(TorchFunctionMode):
             return moved(args[0], CUDA, args[0].dtype)
         if function is Tensor.cpu:
             return moved(args[0], torch.device("cpu"), args[0].dtype)
+        if function is Tensor.tolist:
+            return function(moved(args[0], torch.device("cpu"), args[0].dtype))
+        if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "cuda":
+            made = function(*args, **{**kwargs, "device": "cpu"})
+            return moved(made, CUDA, made.dtype)
         if function is Tensor.to:
             x = args[0]
             other = next((one for one in args[1:2] if isinstance(one, Tensor)), None)

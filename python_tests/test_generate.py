@@ -1,6 +1,7 @@
 """`python -m xlstm_cuda generate`: the text of the parallel model, from a state that does not grow, in whole characters."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import peak_memory
 import pytest
 import torch
 
+from xlstm_cuda import generation
 from xlstm_cuda.cli import checkpoint, generate, main
 from xlstm_cuda.cli.device import Device
-from xlstm_cuda.cli.generate import Sampler, load_model, stream
+from xlstm_cuda.cli.generate import load_model, stream
+from xlstm_cuda.generation import Sampler
 
 ROOT = Path(__file__).parents[1]
 CPU = Device(torch.device("cpu"))
@@ -60,19 +63,16 @@ def generated(capsys, *options: str) -> str:
 
 
 @pytest.mark.parametrize("prompt", [b"", b"t", b"the quick brown fox jumps"], ids=["empty", "one_byte", "longer_than_the_kernel"])
-def test_stream_matches_the_parallel_forward(model, prompt):
+def test_stream_matches_the_parallel_forward(model, monkeypatch, prompt):
+    prompt = prompt or generate.START
     picked = []
-
-    class Spy(Sampler):
-        def pick(self, logits):
-            picked.append(logits)
-            return super().pick(logits)
-
-    written = list(stream(model, prompt, 70, Spy(seed=0), CPU))
-    content = (prompt or b"\n") + bytes(written)
+    real = Sampler.pick
+    monkeypatch.setattr(Sampler, "pick", lambda self, logits, draws: picked.append(logits[0]) or real(self, logits, draws))
+    written = [byte for _, byte in stream(model, [prompt], 70, CPU, seed=0)]
+    content = prompt + bytes(written)
     with torch.no_grad():
         parallel = model(torch.tensor([list(content)]))[0]
-    torch.testing.assert_close(torch.stack(picked), parallel[len(prompt or b"\n") - 1 : -1], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(picked), parallel[len(prompt) - 1 : -1], atol=2e-4, rtol=1e-4)
 
 
 def test_stream_state_does_not_grow(model, monkeypatch):
@@ -85,32 +85,27 @@ def test_stream_state_does_not_grow(model, monkeypatch):
         return logits, new
 
     monkeypatch.setattr(model, "step", step)
-    list(stream(model, b"the", 200, Sampler(seed=0), CPU))
+    list(stream(model, [b"the"], 200, CPU, seed=0))
     assert len(sizes) == 199
     assert len(set(sizes)) == 1 and sizes[0] > 0
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 50, 64], ids="prompt_{}".format)
 def test_a_prompt_in_pieces_reads_as_in_one_pass(model, monkeypatch, length):
-    monkeypatch.setattr(generate, "PIECE", 8)
     prompt = (b"the quick brown fox jumps over the lazy dog. " * 2)[:length]
-    logits, state = generate.read_prompt(model, prompt, CPU)
-    with torch.no_grad():
-        whole, end = model(torch.tensor([list(prompt)]), return_last_state=True)
-        next_token = torch.tensor([[65]])
-        after, after_whole = model.step(next_token, state)[0], model.step(next_token, end)[0]
-    torch.testing.assert_close(logits, whole[0, -1], atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(after, after_whole, atol=2e-5, rtol=1e-5)
+    whole = list(stream(model, [prompt], 40, CPU, seed=0))
+    monkeypatch.setitem(generation.PIECE, "cpu", 8)
+    assert list(stream(model, [prompt], 40, CPU, seed=0)) == whole
 
 
 def test_a_long_prompt_needs_no_more_memory_than_a_short_one(model):
     with peak_memory.measured() as peak:
-        next(stream(model, b"the quick brown fox " * 5_000, 1, Sampler(seed=0), CPU))
+        next(stream(model, [b"the quick brown fox " * 5_000], 1, CPU, seed=0))
     assert peak.bytes < 50e6
 
 
 def test_stream_is_lazy(model):
-    text = stream(model, b"", 10**12, Sampler(seed=0), CPU)
+    text = stream(model, [generate.START], 10**12, CPU)
     assert len([next(text) for _ in range(5)]) == 5
 
 
@@ -156,38 +151,90 @@ def test_generate_on_each_backend(run_folder, capsys, backend):
 def test_write_never_shows_half_a_character(model, capsys, monkeypatch):
     content = "aé€😀".encode() + b"\xff" + b"z" + "€".encode()[:2]
     shown = []
-    monkeypatch.setattr(generate, "stream", lambda *_: iter(content))
+    monkeypatch.setattr(generate, "stream", lambda *_, **__: ((0, byte) for byte in content))
     monkeypatch.setattr(generate, "_print", lambda text: shown.append(text))
-    generate.write(model, b"", len(content), Sampler(), CPU)
+    generate.write(model, b"", len(content), CPU)
     assert [text for text in shown if text] == ["a", "é", "€", "😀", "\ufffd", "z", "\ufffd", "\n"]
 
 
 def test_write_joins_a_character_split_between_prompt_and_text(model, monkeypatch):
     shown = []
-    monkeypatch.setattr(generate, "stream", lambda *_: iter(b"\xa9"))
+    monkeypatch.setattr(generate, "stream", lambda *_, **__: iter([(0, 0xA9)]))
     monkeypatch.setattr(generate, "_print", lambda text: shown.append(text))
-    generate.write(model, b"caf\xc3", 1, Sampler(), CPU)
+    generate.write(model, b"caf\xc3", 1, CPU)
     assert "".join(shown) == "café\n"
 
 
-def test_sampler_temperature_zero_takes_the_likeliest():
-    assert Sampler(temperature=0).pick(torch.tensor([0.0, 3.0, 1.0])) == 1
+# ---------------------------------------------------------------- several prompts
 
 
-def test_sampler_follows_the_distribution():
-    logits = torch.tensor([0.1, 0.2, 0.7]).log()
-    sampler = Sampler(temperature=1.0, seed=0)
-    counts = torch.bincount(torch.tensor([sampler.pick(logits) for _ in range(4000)]), minlength=3)
-    torch.testing.assert_close(counts / 4000, torch.tensor([0.1, 0.2, 0.7]), atol=0.03, rtol=0)
+def lines_of(capsys, *options: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in generated(capsys, *options).splitlines()]
+
+
+def test_several_prompts_are_a_line_of_json_each(run_folder, capsys):
+    options = ["--checkpoint", str(run_folder), "--length", "30"]
+    prompts = ["the quick br", "", "fox — é", "a\nb"]
+    given = [part for prompt in prompts for part in ("--prompt", prompt)]
+    got = lines_of(capsys, *options, "--seed", "5", *given)
+    assert [line["prompt"] for line in got] == prompts
+    for place, (prompt, line) in enumerate(zip(prompts, got)):
+        alone = generated(capsys, *options, "--seed", str(5 + place), "--prompt", prompt)
+        assert alone == line["text"] + "\n" and line["text"].startswith(prompt)
+
+
+def test_a_batch_file_has_a_prompt_on_every_line(run_folder, capsys, tmp_path, monkeypatch):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("the\n\nlazy\r\nfox é\xff".encode("latin-1"))
+    options = ["--checkpoint", str(run_folder), "--length", "9", "--temperature", "0", "--batch-file", str(file)]
+    got = lines_of(capsys, *options)
+    assert [line["prompt"] for line in got] == ["the", "", "lazy", "fox \ufffd\ufffd"]
+    monkeypatch.setattr(generate, "ROWS", 3)
+    assert lines_of(capsys, *options) == got
+    both = lines_of(capsys, *options, "--prompt", "quick")
+    assert [line["prompt"] for line in both] == ["quick", "the", "", "lazy", "fox \ufffd\ufffd"] and both[1:] == got
+
+
+def test_seeds_do_not_depend_on_how_many_prompts_are_side_by_side(run_folder, capsys, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("the\n" * 5)
+    options = ["--checkpoint", str(run_folder), "--length", "40", "--seed", "3", "--temperature", "2"]
+    options += ["--batch-file", str(tmp_path / "prompts.txt")]
+    got = lines_of(capsys, *options)
+    assert len({line["text"] for line in got}) > 1
+    monkeypatch.setattr(generate, "ROWS", 2)
+    assert lines_of(capsys, *options) == got
+
+
+def test_one_line_of_a_batch_file_is_json_too(run_folder, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the\n")
+    options = ["--checkpoint", str(run_folder), "--length", "0", "--batch-file", str(tmp_path / "prompts.txt")]
+    assert generated(capsys, *options) == '{"prompt": "the", "text": "the"}\n'
 
 
 @pytest.mark.parametrize(
-    ("limits", "kept"), [({"top_k": 2}, {1, 3}), ({"top_p": 0.55}, {1, 3}), ({"top_p": 0.5}, {1}), ({"top_p": 1.0}, {0, 1, 2, 3})]
+    ("path", "said"),
+    [
+        ("missing", "--batch-file: there is no file missing"),
+        ("folder", "--batch-file: folder is a folder, expected a text file with one prompt a line"),
+        ("empty", "--batch-file: empty is empty, expected one prompt a line"),
+        ("folder/empty/x", "--batch-file: cannot read folder/empty/x: Not a directory"),
+    ],
 )
-def test_sampler_keeps_to_its_limits(limits, kept):
-    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
-    sampler = Sampler(temperature=1.0, seed=0, **limits)
-    assert {sampler.pick(logits) for _ in range(200)} == kept
+def test_batch_files_without_prompts_are_one_message(run_folder, capsys, tmp_path, monkeypatch, path, said):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    Path("empty").touch()
+    Path("folder/empty").touch()
+    assert main(["generate", "--checkpoint", str(run_folder), "--batch-file", path]) == 1
+    assert capsys.readouterr() == ("", f"xlstm_cuda: error: {said}\n")
+
+
+def test_standard_input_is_one_of_several_prompts(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the quick br")))
+    options = ["--checkpoint", str(run_folder), "--temperature", "0", "--length", "7", "--prompt", "-", "--prompt"]
+    assert lines_of(capsys, *options, "fox")[0]["text"] == "the quick brown fox"
+    assert main(["generate", *options, "-"]) == 2
+    assert "--prompt: got - more than once" in capsys.readouterr().err
 
 
 def test_missing_checkpoint_is_one_message(capsys, tmp_path, monkeypatch):

@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 
 import xlstm_cuda
-from xlstm_cuda import functional
+from xlstm_cuda import (
+    functional,
+    generation,
+    mLSTMBlockConfig,
+    mLSTMLayerConfig,
+    sLSTMBlockConfig,
+    states,
+    xLSTMLarge,
+    xLSTMLargeConfig,
+    xLSTMLMModel,
+    xLSTMLMModelConfig,
+)
 from xlstm_cuda.ops.slstm_kernels import forced_kernel
 
 BACKEND = xlstm_cuda.backends()["cuda"]
@@ -130,6 +141,33 @@ def test_a_cuda_graph_replays_a_decode_step(cell):
         graph.replay()
         expected, expected_last = step(*operands, state)
     assert equal((h, *last), (expected, *expected_last))
+
+
+@pytest.mark.parametrize("limits", [dict(temperature=0), dict(seed=3, top_p=0.9)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", ["lm", "large"])
+def test_generate_decodes_by_cuda_graphs_as_by_steps(kind, limits):
+    """All buckets from 8 rows down to 1, twice by the same graphs, with the weights changed in place in between."""
+    width, blocks, vocab = (32, 2, 40) if PLAYED else (256, 4, 1000)
+    if kind == "large":
+        model = xLSTMLarge(xLSTMLargeConfig(embedding_dim=width, num_heads=2, num_blocks=blocks, vocab_size=vocab))
+    else:
+        cells = dict(mlstm_block=mLSTMBlockConfig(mLSTMLayerConfig(num_heads=2)), slstm_block=sLSTMBlockConfig())
+        model = xLSTMLMModel(xLSTMLMModelConfig(**cells, slstm_at=[1], num_blocks=blocks, embedding_dim=width, vocab_size=vocab))
+    model = model.cuda().eval()
+    lengths = (3, 1, 9, 2, 4, 7) if PLAYED else (300, 1, 90, 2, 64, 1000)
+    prompts = [torch.randint(0, vocab, (length,), device="cuda") for length in lengths]
+    options = dict(max_new_tokens=8 if PLAYED else 200, eos=range(vocab // 5), **limits)
+    graphs = generation.StepGraphs(model)
+    for _ in range(2):
+        expected, end = generation.generate(model, prompts, graphs=False, **options)
+        new, state = generation.generate(model, prompts, graphs=graphs, **options)
+        assert [row.tolist() for row in new] == [row.tolist() for row in expected]
+        for (got, _), (true, _) in zip(states.tensors(state), states.tensors(end), strict=True):
+            torch.testing.assert_close(got.cpu(), true.cpu(), atol=2e-3, rtol=2e-3)
+        with torch.no_grad():
+            model.lm_head.weight.neg_()
+    if not limits.get("temperature") == 0:
+        assert len({len(row) for row in new}) > 1  # some row stopped before another
 
 
 def test_a_call_runs_on_the_current_stream(call):

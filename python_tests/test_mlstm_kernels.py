@@ -8,7 +8,8 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
-from mlstm_cases import KERNELS, Case, mlstm
+from backend_fixture import KERNELS, backend_fixture
+from mlstm_cases import Case, mlstm
 from simt_backends import skip_unless_traced
 
 import xlstm_cuda
@@ -20,12 +21,7 @@ HALF = [torch.bfloat16, torch.float16]
 LIMITS = {86: "99 KiB", 80: "163 KiB", 90: "227 KiB"}  # shared memory of a block, by architecture: it chooses the tile
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 @pytest.fixture(params=LIMITS, ids=LIMITS.get)

@@ -14,7 +14,7 @@ _importing()
 if _is_the_command():
     _share_the_machine()
 
-from . import blocks, checkpoints, functional, integrations, models, packing, simt, states
+from . import blocks, checkpoints, functional, generation, integrations, models, packing, simt, states
 from .backends import backends
 from .blocks import *  # noqa: F403
 from .layers import mLSTM, sLSTM
@@ -30,6 +30,7 @@ __all__ = [
     "backends",
     "checkpoints",
     "functional",
+    "generation",
     "integrations",
     "mLSTM",
     "packing",

@@ -77,7 +77,13 @@ def current() -> Options:
 
 @contextmanager
 def options(**changes: Any) -> Iterator[Options]:
-    """``with simt.options(order="lifo", races=True):`` changes fields of `Options` for the launches inside."""
+    """Changes fields of `Options` for the launches inside a ``with``.
+
+    Examples:
+        >>> with options(order="lifo", races=True) as inside:
+        ...     inside.order
+        'lifo'
+    """
     global _current
     before = _current
     _current = replace(before, **changes)

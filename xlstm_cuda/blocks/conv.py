@@ -75,7 +75,7 @@ class CausalConv1d(nn.Module):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> Tensor:
-        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens, reset as of the layers."""
+        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens, reset as in the layers."""
         before = self.kernel_size - 1
         if cu_seqlens is not None:
             apart, places = self._apart(x, state, cu_seqlens)

@@ -78,6 +78,9 @@ class mLSTMCell(nn.Module):
         self.outnorm = MultiHeadLayerNorm(features)
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        return f"{self.features}, num_heads={self.num_heads}"
+
     def reset_parameters(self) -> None:
         """Gates that ignore their input: forget gates spaced over the heads from 3 to 6, input gates N(0, 0.1^2)."""
         self.outnorm.reset_parameters()
@@ -224,7 +227,7 @@ class mLSTMLayer(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
-            backend: of xlstm_cuda.functional; None goes by device.
+            backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
@@ -250,7 +253,7 @@ class mLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as in `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
         a, gate = self.proj_up(x.squeeze(1)).chunk(2, -1)

@@ -63,7 +63,7 @@ class ResidualBlock(nn.Module):
         backend: str | None = None,
         **layer_states: Any,
     ) -> Any:
-        """y (B, S, D), with return_last_state also the layer's state; arguments as of the layer's forward."""
+        """y (B, S, D), with return_last_state also the layer's state; arguments as in the layer's forward."""
         check_input(x, self.xlstm_norm.dim)
         y = self.xlstm(
             self.xlstm_norm(x), state, return_last_state, cu_seqlens=cu_seqlens, reset=reset, backend=backend, **layer_states

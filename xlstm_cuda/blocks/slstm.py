@@ -152,6 +152,9 @@ class sLSTMCell(nn.Module):
         self.register_load_state_dict_pre_hook(_turn_cuda_layout)
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        return f"{self.config.hidden_size}, num_heads={self.config.num_heads}"
+
     @property
     def R(self) -> Tensor:
         """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter, or of its copy under autocast."""
@@ -233,7 +236,7 @@ def _turn_cuda_layout(cell: sLSTMCell, state_dict: dict[str, Tensor], prefix: st
 
 
 class sLSTMLayer(nn.Module):
-    """Input and output (B, S, D)."""
+    """Convolution, block-diagonal gates, the sLSTM, a norm of each head. Input and output (B, S, D)."""
 
     config_class = sLSTMLayerConfig
 
@@ -285,7 +288,7 @@ class sLSTMLayer(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
-            backend: of xlstm_cuda.functional; None goes by device.
+            backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
@@ -309,7 +312,7 @@ class sLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as in `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
         x, inputs = x.squeeze(1), None

@@ -71,7 +71,18 @@ class xLSTMBlockStackConfig:
 
 
 class xLSTMBlockStack(nn.Module):
-    """Input and output (B, S, D), any S."""
+    """mLSTM and sLSTM blocks one after the other, and a norm. Input and output (B, S, D), any S.
+
+    Examples:
+        >>> from xlstm_cuda import mLSTMBlockConfig, sLSTMBlockConfig
+        >>> config = xLSTMBlockStackConfig(mLSTMBlockConfig(), sLSTMBlockConfig(), num_blocks=3, embedding_dim=64, slstm_at=[1])
+        >>> stack = xLSTMBlockStack(config)
+        >>> x = torch.randn(2, 100, 64)
+        >>> y, state = stack(x[:, :60], return_last_state=True)
+        >>> more = stack(x[:, 60:], state)  # the rest of the sequence
+        >>> more.shape
+        torch.Size([2, 40, 64])
+    """
 
     config_class = xLSTMBlockStackConfig
 
@@ -113,7 +124,7 @@ class xLSTMBlockStack(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolutions too.
-            backend: of xlstm_cuda.functional; None goes by device.
+            backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Feeding a sequence in pieces with the returned state equals feeding it whole, gradients

@@ -105,8 +105,10 @@ def _generate(command: argparse.ArgumentParser) -> None:
         "--checkpoint", metavar="PATH", help="checkpoint file, or run folder for its best (default: the newest run in runs/)"
     )
     command.add_argument(
-        "--prompt", metavar="TEXT", default="", help="text to continue; - reads it from standard input (default: none)"
-    )
+        "--prompt", metavar="TEXT", action="append",
+        help="text to continue; - reads it from standard input (default: none). More than one give a line of JSON each",
+    )  # fmt: skip
+    command.add_argument("--batch-file", metavar="FILE", help="prompts to continue, one a line; gives a line of JSON for each")
     command.add_argument("--length", metavar="N", type=whole(0), default=500, help="bytes to write (default: %(default)s)")
     command.add_argument(
         "--temperature", metavar="T", type=real(minimum=0), default=0.8,
@@ -120,8 +122,9 @@ def _generate(command: argparse.ArgumentParser) -> None:
         help="choose among the likeliest bytes that together have probability P",
     )
     command.add_argument(
-        "--seed", metavar="N", type=whole(0), help="the same seed writes the same text (default: another each time)"
-    )
+        "--seed", metavar="N", type=whole(0),
+        help="the same seed writes the same text; of several prompts each has one more (default: another each time)",
+    )  # fmt: skip
     _machine(command)
 
 

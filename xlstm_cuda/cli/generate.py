@@ -1,27 +1,32 @@
-"""``python -m xlstm_cuda generate``: continues a prompt, byte by byte, from a recurrent state of constant size."""
+"""``python -m xlstm_cuda generate``: continues prompts, token by token, from recurrent states of constant size.
+
+One prompt: the prompt and its continuation, as they come. Several (`--prompt` more than once, or `--batch-file`): JSON Lines, one
+object for each prompt in their order, ``{"prompt": ..., "text": ...}``, where text is what the prompt alone would print.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .. import xLSTMLMModel
+from .. import generation, xLSTMLMModel
 from . import checkpoint, runs, tokens
 from .device import Device
-from .errors import CommandError
+from .errors import CommandError, UsageError
 from .tokens import Coding
 from .training import check_checkpoint
 
 START = b"\n"  # what an empty prompt continues: the model predicts the first byte of a line
-PIECE = 1024  # bytes of the prompt per parallel pass, which takes some 15 KB of memory a byte
+TEMPERATURE = 0.8
+ROWS = 64  # prompts that are continued side by side
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,9 +34,32 @@ def run(options: argparse.Namespace) -> None:
     device = Device.choose(options.device, options.backend, options.threads)
     path = _checkpoint_path(options.checkpoint)
     model, coding = load_model(path, device), load_coding(path)
-    prompt = _standard_input() if options.prompt == "-" else os.fsencode(options.prompt)
-    sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-    write(model, prompt, options.length, sampler, device, coding)
+    seed = secrets.randbits(62) if options.seed is None else options.seed
+    sampling = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=seed)
+    given = options.prompt or []
+    if given.count("-") > 1:
+        raise UsageError("--prompt: got - more than once, expected it once: standard input can be read once")
+    prompts = [_standard_input() if prompt == "-" else os.fsencode(prompt) for prompt in given]
+    if options.batch_file is None and len(prompts) <= 1:
+        write(model, prompts[0] if prompts else b"", options.length, device, coding, **sampling)
+    else:
+        lines = [] if options.batch_file is None else _lines(options.batch_file)
+        write_lines(model, prompts + lines, options.length, device, coding, **sampling)
+
+
+def _lines(path: str) -> list[bytes]:
+    """The lines of a file, without their ends."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise CommandError(f"--batch-file: there is no file {path}") from None
+    except IsADirectoryError:
+        raise CommandError(f"--batch-file: {path} is a folder, expected a text file with one prompt a line") from None
+    except OSError as error:
+        raise CommandError(f"--batch-file: cannot read {path}: {error.strerror}") from None
+    if not content:
+        raise CommandError(f"--batch-file: {path} is empty, expected one prompt a line")
+    return [line.removesuffix(b"\r") for line in content.removesuffix(b"\n").split(b"\n")]
 
 
 def _standard_input() -> bytes:
@@ -65,92 +93,75 @@ def load_model(path: Path, device: Device) -> xLSTMLMModel:
 
 
 def load_coding(path: Path) -> Coding:
-    """How the text of the model in a training checkpoint becomes tokens. CommandError as of `load_model`."""
+    """How the text of the model in a training checkpoint becomes tokens. CommandError as in `load_model`."""
     return tokens.of_checkpoint(checkpoint.load(path), f"checkpoint {path}")
 
 
-@dataclass
-class Sampler:
-    """Picks the next byte from the logits.
-
-    Args:
-        temperature: divides the logits; 0 picks the likeliest.
-        top_k: only the k likeliest stay.
-        top_p: only the likeliest stay, as many as it takes to reach this probability.
-        seed: None draws a seed from the system.
-    """
-
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    _generator: torch.Generator = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._generator = torch.Generator()
-        if self.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(self.seed)
-
-    def pick(self, logits: Tensor) -> int:
-        """logits (V,) on any device -> index."""
-        logits = logits.to("cpu", torch.float64)
-        if self.temperature == 0:
-            return int(logits.argmax())
-        logits, tokens = logits.sort(descending=True, stable=True)
-        p = ((logits - logits[0]) / self.temperature)[: self.top_k].softmax(0)  # no overflow at any temperature
-        if self.top_p is not None:
-            p = p.masked_fill(p.cumsum(0) - p >= self.top_p, 0)
-        return int(tokens[torch.multinomial(p, 1, generator=self._generator)])
-
-
-def stream(model: xLSTMLMModel, prompt: Sequence[int], length: int, sampler: Sampler, device: Device) -> Iterator[int]:
-    """``length`` tokens that continue the prompt.
+def stream(
+    model: xLSTMLMModel, prompts: Sequence[Sequence[int]], length: int, device: Device, **sampling: Any
+) -> Iterator[tuple[int, int]]:
+    """(row, token) of ``length`` tokens that continue prompts of at least one token; ``sampling`` as in `generation.generate`.
 
     Every token costs one recurrent step on a state of constant size.
     """
+    rows = [torch.tensor(list(prompt), dtype=torch.int64, device=device.device) for prompt in prompts]
     with device.refusals():
-        logits, state = read_prompt(model, prompt or START, device)
-    for written in range(length):
-        token = sampler.pick(logits)
-        yield token
-        if written + 1 < length:
-            logits, state = _step(model, torch.tensor([[token]], device=device.device), state, device.backend)
+        run = generation.stream(model, rows, max_new_tokens=length, backend=device.backend, **sampling)
+    return _computed(run, device)
 
 
 @torch.inference_mode()
-def read_prompt(model: xLSTMLMModel, prompt: Sequence[int], device: Device) -> tuple[Tensor, Any]:
-    """The logits (V,) after the prompt, of at least one token, and the state.
+def _computed(run: Iterator[tuple[int, int]], device: Device) -> Iterator[tuple[int, int]]:
+    try:
+        with device.refusals():
+            first = next(run, None)
+        if first is not None:
+            yield first
+        yield from run
+    except generation.LogitsError as error:
+        raise CommandError(str(error)) from error
 
-    Parallel passes over one piece after the other, so that the memory does not depend on the length of the prompt.
-    """
-    logits, state = torch.empty(0), None
-    for start in range(0, len(prompt), PIECE):
-        piece = torch.tensor([list(prompt[start : start + PIECE])], device=device.device)
-        logits, state = model(piece, state, return_last_state=True, backend=device.backend)
-    return logits[0, -1], state
 
-
-@torch.inference_mode()
-def _step(model: xLSTMLMModel, token: Tensor, state: Any, backend: str | None) -> tuple[Tensor, Any]:
-    logits, state = model.step(token, state, backend=backend)
-    return logits[0, -1], state
+def _continued(prompt: list[int], coding: Coding) -> list[int]:
+    """The tokens that the model reads for this prompt."""
+    return prompt or coding.encode(START) or [0]
 
 
 def write(
-    model: xLSTMLMModel, prompt: bytes, length: int, sampler: Sampler, device: Device, coding: Coding = tokens.BYTES
+    model: xLSTMLMModel,
+    prompt: bytes,
+    length: int,
+    device: Device,
+    coding: Coding = tokens.BYTES,
+    temperature: float = TEMPERATURE,
+    **sampling: Any,
 ) -> None:
     """Prints the prompt and its continuation as they come. Bytes that are not UTF-8 become U+FFFD, never half a character."""
     decoder = coding.decoder()
     read = coding.encode(prompt)
     try:
         _print("".join(map(decoder.write, read)))
-        for token in stream(model, read or coding.encode(START) or [0], length, sampler, device):
+        for _, token in stream(model, [_continued(read, coding)], length, device, temperature=temperature, **sampling):
             _print(decoder.write(token))
         _print(decoder.end())
     finally:
         _print("\n")
+
+
+def write_lines(
+    model: xLSTMLMModel, prompts: Sequence[bytes], length: int, device: Device, coding: Coding, seed: int, **sampling: Any
+) -> None:
+    """Prints a line of JSON for every prompt. The prompt at place p has the seed ``seed`` + p, as if it were alone."""
+    for start in range(0, len(prompts), ROWS):
+        group = prompts[start : start + ROWS]
+        texts = [coding.encode(prompt) for prompt in group]
+        read = [list(_continued(text, coding)) for text in texts]
+        for row, token in stream(model, read, length, device, seed=seed + start, **sampling):
+            texts[row].append(token)
+        for prompt, text in zip(group, texts):
+            decoder = coding.decoder()
+            written = "".join(map(decoder.write, text)) + decoder.end()
+            _print(json.dumps({"prompt": prompt.decode(errors="replace"), "text": written}) + "\n")
 
 
 def _print(text: str) -> None:

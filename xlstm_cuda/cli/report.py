@@ -79,8 +79,7 @@ def figures(run: Run) -> None:
 def sample(run: Run, length: int) -> None:
     """Text of the best model so far, and the command that writes more."""
     print("\nsample", "-" * 72, sep="\n")
-    sampler = generate.Sampler(seed=run.settings.seed)
     model = generate.load_model(run.folder / checkpoint.BEST, run.device)
-    generate.write(model, b"", length, sampler, run.device, run.coding)
+    generate.write(model, b"", length, run.device, run.coding, seed=run.settings.seed)
     print("-" * 72)
     print(f"more: python -m xlstm_cuda generate --checkpoint {shlex.quote(str(run.folder))} --prompt 'The with statement'")

@@ -20,7 +20,7 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves ``flashrnn(..., function="slstm")`` by xlstm_cuda, on any device, uncompiled. Errors as of `patch.enable`."""
+    """Serves ``flashrnn(..., function="slstm")`` by xlstm_cuda, on any device, uncompiled. Raises what `patch.enable` raises."""
     return patch.enable("flashrnn", backend, swaps)
 
 

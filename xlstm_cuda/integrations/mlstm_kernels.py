@@ -24,7 +24,7 @@ STATE_NAMES = ("c_initial", "n_initial", "m_initial")
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves `mLSTMBackend` by xlstm_cuda and adds "xlstm_cuda" to the registries of kernels. Errors as of `patch.enable`.
+    """Serves `mLSTMBackend` by xlstm_cuda and adds "xlstm_cuda" to the registries of kernels. Raises what `patch.enable` raises.
 
     Models made with a registered name keep it, and work, after `disable`.
     """

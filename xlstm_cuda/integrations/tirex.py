@@ -17,7 +17,7 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves tirex-ts and tirex-2, whichever are installed, by xlstm_cuda. Errors as of `patch.enable`.
+    """Serves tirex-ts and tirex-2, whichever are installed, by xlstm_cuda. Raises what `patch.enable` raises.
 
     tirex-ts computes in bfloat16 on the CPU whatever the model's dtype; then it computes in the dtype of its input.
     """

@@ -24,7 +24,7 @@ def enable(backend: str | None = None) -> Handle:
     """Serves the mLSTM and sLSTM cells of `xlstm`, and `mLSTMBackend` where mlstm_kernels is installed, by xlstm_cuda.
 
     sLSTM cells of backend "cuda" are then built without a compiler and run on any device. Cells that were given a function of
-    the user's, function="lstm", and clipped or cut gradients stay official. Errors as of `patch.enable`.
+    the user's, function="lstm", and clipped or cut gradients stay official. Raises what `patch.enable` raises.
     """
     return patch.enable("xlstm", backend, swaps)
 

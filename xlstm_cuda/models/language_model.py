@@ -13,6 +13,16 @@ from ..blocks.init import small_init_
 from ..blocks.stack import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
 
 
+def at_steps(x: Tensor, steps: Tensor | None) -> Tensor:
+    """x (B, S, D) -> (B, K, D) at the steps (K,) that logits_to_keep names; None is all of them."""
+    if steps is None:
+        return x
+    checks.dtype("logits_to_keep", checks.tensor("logits_to_keep", steps), (torch.int64, torch.int32))
+    checks.rank("logits_to_keep", steps, "(K)")
+    checks.device("logits_to_keep", steps, x.device)
+    return x.index_select(1, steps)
+
+
 @dataclass
 class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     """Fields and defaults of `xlstm` 2.0.6."""
@@ -28,6 +38,15 @@ class xLSTMLMModel(nn.Module):
 
     The constructor calls `reset_parameters`. (The official one leaves embedding and head at PyTorch's defaults until the training
     script calls it.)
+
+    Examples:
+        >>> from xlstm_cuda import mLSTMBlockConfig
+        >>> config = xLSTMLMModelConfig(mLSTMBlockConfig(), num_blocks=2, embedding_dim=64, vocab_size=100)
+        >>> model = xLSTMLMModel(config)
+        >>> logits, state = model(torch.randint(100, (2, 30)), return_last_state=True)  # a prompt
+        >>> logits, state = model.step(logits[:, -1:].argmax(-1), state)  # one token more
+        >>> logits.shape
+        torch.Size([2, 1, 100])
     """
 
     config_class = xLSTMLMModelConfig
@@ -63,15 +82,19 @@ class xLSTMLMModel(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
-        """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`."""
+        """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as in `xLSTMBlockStack.forward`.
+
+        logits_to_keep: int64 (K,), the steps whose logits are wanted, (B, K, vocab_size); None is every step.
+        """
         x = self._embed(idx)
         options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
-        if return_last_state:
-            x, last = self.xlstm_block_stack(x, state, True, **options)
-            return self.lm_head(x), last
-        return self.lm_head(self.xlstm_block_stack(x, state, **options))
+        y = self.xlstm_block_stack(x, state, return_last_state, **options)
+        x, last = y if return_last_state else (y, None)
+        logits = self.lm_head(at_steps(x, logits_to_keep))
+        return (logits, last) if return_last_state else logits
 
     def step(
         self, idx: Tensor, state: StackState | None = None, *, backend: str | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm, silu
 
 from .. import checks, functional
+from .language_model import at_steps
 
 #: {block: (C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH, 1))}; None or a missing block is fresh.
 LargeState = Mapping[int, Sequence[Tensor]]
@@ -109,6 +110,9 @@ class _Norm(nn.Module):
         nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, bias={self.bias is not None}, eps={self.eps}"
 
     def _widen(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.wide else x
@@ -238,6 +242,9 @@ class LargeMLSTMLayer(_Fusible):
         y = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h))
         return y, (C, n, m.unsqueeze(-1))
 
+    def extra_repr(self) -> str:
+        return f"num_heads={self.config.num_heads}"
+
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """q, k, v, o, i, f of every step."""
         if self.config.weight_mode == "fused":
@@ -307,6 +314,14 @@ class xLSTMLarge(nn.Module):
 
     Weights of either weight mode load into a model of either. Linear maps and the embedding start as PyTorch's own, as in the
     official package.
+
+    Examples:
+        >>> model = xLSTMLarge(xLSTMLargeConfig(embedding_dim=64, num_heads=2, num_blocks=2, vocab_size=100))
+        >>> model(torch.randint(100, (2, 30))).shape
+        torch.Size([2, 30, 100])
+        >>> tokens, state = model.generate(torch.randint(100, (2, 30)), max_length=5)
+        >>> tokens.shape
+        torch.Size([2, 5])
     """
 
     config_class = xLSTMLargeConfig
@@ -333,6 +348,7 @@ class xLSTMLarge(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
         backend: str | None = None,
     ) -> Any:
         """Any S; one token with a state takes the decode path. The given state is left as it is; differentiable.
@@ -340,9 +356,18 @@ class xLSTMLarge(nn.Module):
         return_last_state: (logits, state) whatever the config's `return_last_states` says.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
         reset: bool (B, S); True starts that sample afresh before that step.
+        logits_to_keep: int64 (K,), the steps whose logits are wanted, (B, K, vocab_size); None is every step.
         """
-        logits, last = self._run(x, state, backend, cu_seqlens, reset)
+        logits, last = self._run(x, state, backend, cu_seqlens, reset, logits_to_keep)
         return (logits, last) if return_last_state or self.config.return_last_states else logits
+
+    def step(
+        self, x: Tensor, state: LargeState | None = None, *, backend: str | None = None
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
+        """One token: ids (B, 1) -> logits (B, 1, vocab_size) and the new state; the given state is left as it is."""
+        if checks.tensor("x", x).dim() != 2 or x.shape[1] != 1:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, 1)")
+        return self._run(x, state, backend)
 
     def _run(
         self,
@@ -351,6 +376,7 @@ class xLSTMLarge(nn.Module):
         backend: str | None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         checks.dtype("x", checks.tensor("x", x), (torch.int64, torch.int32))
         checks.rank("x", x, "(B, S)")
@@ -363,7 +389,7 @@ class xLSTMLarge(nn.Module):
         if unknown := set(state or {}) - set(range(self.config.num_blocks)):
             raise ValueError(f"state: got blocks {sorted(map(str, unknown))}, expected 0 to {self.config.num_blocks - 1}")
         y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens, reset)
-        return soft_cap(self.lm_head(y), self.config.output_logit_soft_cap), last
+        return soft_cap(self.lm_head(at_steps(y, logits_to_keep)), self.config.output_logit_soft_cap), last
 
     @torch.no_grad()
     def generate(
