@@ -10,7 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def prepare(options: argparse.Namespace, world: World, held: contextlib.ExitStac
         where = f"checkpoint {folder / checkpoint.LAST}"
         settings = Settings.from_checkpoint(saved["settings"], where)
         check_agreement(folder, settings, given)
-        text = load(options.data or saved["text"]["path"])
+        text = load(options.data) if options.data else replace(load(saved["text"]["path"]), name=saved["text"]["name"])
         check_same_text(folder, saved["text"], text)
         coding = tokens.of_checkpoint(saved, where)
         check_same_tokenizer(folder, coding, options.tokenizer)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from .. import xLSTMLMModel
 from . import engines, tokens
@@ -55,11 +54,11 @@ class Layout:
         def build() -> xLSTMLMModel:
             return build_model(settings, vocab_size)
 
-        engine: engines.Alone
-        if self.shard:
-            engine = engines.Shards(build, device, world, settings.dtype)
-        elif world.size > 1:
-            engine = engines.Replicas(build, device, world)
+        if self.shard or world.size > 1:
+            from . import spread  # its imports take most of a second
+
+            engine: engines.Alone
+            engine = spread.Shards(build, device, world, settings.dtype) if self.shard else spread.Replicas(build, device, world)
         else:
             engine = engines.Alone(build, device)
         if self.recompute:
@@ -165,8 +164,7 @@ class Training:
 
     def is_finite(self) -> bool:
         """False once the loss or a weight is NaN or infinite, in any process."""
-        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters())
-        finite = math.isfinite(self.last_loss) and all(bool(p.isfinite().all()) for p in own)
+        finite = math.isfinite(self.last_loss) and all(bool(p.isfinite().all()) for p in self.engine.own())
         return not self.world.any(not finite)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
