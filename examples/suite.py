@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from . import associative_recall, state_tracking
+from . import (
+    associative_recall,
+    seasonal_forecast,
+    state_tracking,
+    streaming_forecast,
+    variable_length_classification,
+)
 from .common import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in (state_tracking, associative_recall)}
+MODULES = (state_tracking, associative_recall, variable_length_classification, streaming_forecast, seasonal_forecast)
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
