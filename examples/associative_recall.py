@@ -1,8 +1,8 @@
 """Associative recall (MQAR): read key-value pairs, then give the value of each key that is asked for.
 
 The memory has to hold every pair at once. The mLSTM's matrix memory does, and finds values by key; the vectors of sLSTM and nn.LSTM
-have to squeeze them in. Trained with up to 8 pairs, tested with up to 16. The Transformer, with learned positions, looks the
-pairs up in its context.
+have to squeeze them in. Trained with up to 8 pairs, tested with up to 16. The Transformer, with
+learned positions, looks the pairs up in its context: as well as the mLSTM at the lengths of its training, not beyond them.
 
 python -m examples.associative_recall         one seed of all four, one minute of CPU time
 """
@@ -21,7 +21,7 @@ from xlstm_cuda import (
     mLSTMBlockConfig, mLSTMLayerConfig, sLSTMBlockConfig, sLSTMLayerConfig, xLSTMLMModel, xLSTMLMModelConfig,
 )  # fmt: skip
 
-from .common import GREY, Experiment, Layered, Results, curve, headline, parameters, train
+from .common import GREY, Experiment, Layered, Results, curve, end_labels, headline, parameters, train
 
 KEYS = VALUES = 32
 ASKED, MOST_PAIRS, WIDTH, BATCH, STEPS = 16, 8, 64, 32, 600
@@ -108,6 +108,7 @@ def draw(figure: Any, results: Results) -> None:
     axes.set_ylim(0, 1.04)
     axes.set(xlabel="pairs to remember", ylabel="right values")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    end_labels(axes, PAIRS[-1], results, results.contenders, "accuracy")
     headline(
         figure,
         "A matrix memory holds the pairs that a vector memory loses",

@@ -240,16 +240,28 @@ def colour(contender: str) -> str:
     return next((shade for kind, shade in COLOURS.items() if kind in contender), GREY)
 
 
-def curve(axes: Any, x: Sequence[float], results: Results, contender: str, key: str, label: bool = True, **line: Any) -> None:
-    """The mean over seeds as a line, from the lowest to the highest seed as a band, the name at its end."""
-    found = torch.tensor(results.of(contender, key))
-    shade = colour(contender)
-    axes.plot(x, found.mean(0), color=shade, linewidth=2.2, **line)
-    axes.fill_between(x, found.amin(0), found.amax(0), color=shade, alpha=0.18, linewidth=0)
-    if label:
-        axes.annotate(
-            contender, (x[-1], float(found.mean(0)[-1])), xytext=(6, 0), textcoords="offset points", color=shade, va="center"
-        )
+def curve(axes: Any, x: Sequence[float], results: Results, contender: str, key: str, **line: Any) -> None:
+    """The mean over seeds as a line, from the lowest to the highest seed as a band. nn.LSTM is dashed: it may lie on another."""
+    found = torch.tensor(results.of(contender, key), dtype=torch.float64)
+    style = {"color": colour(contender), "linewidth": 2.2, "linestyle": "--" if "nn.LSTM" in contender else "-"}
+    axes.plot(x, found.mean(0), **{**style, **line})
+    axes.fill_between(x, found.amin(0), found.amax(0), color=colour(contender), alpha=0.18, linewidth=0)
+
+
+def end_labels(axes: Any, x: float, results: Results, contenders: Iterable[str], key: str, gap: float = 0.05) -> None:
+    """The contenders' names at the ends of their curves, moved apart where they would touch; gap: share of the axis' height.
+
+    To be called when the limits of the axes are set.
+    """
+    ends = sorted((statistics.mean(curve[-1] for curve in results.of(name, key)), name) for name in contenders)
+    place = axes.transData.transform  # in pixels, so that logarithmic axes need no case of their own
+    step = gap * (place((x, axes.get_ylim()[1]))[1] - place((x, axes.get_ylim()[0]))[1])
+    heights = [place((x, value))[1] for value, _ in ends]
+    for k in range(1, len(heights)):
+        heights[k] = max(heights[k], heights[k - 1] + step)
+    for height, (_, name) in zip(heights, ends):
+        y = axes.transData.inverted().transform((place((x, ends[0][0]))[0], height))[1]
+        axes.annotate(name, (x, y), xytext=(6, 0), textcoords="offset points", color=colour(name), va="center")
 
 
 def headline(figure: Any, finding: str, setting: str) -> None:

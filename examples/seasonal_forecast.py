@@ -21,7 +21,7 @@ from torch.nn.functional import l1_loss
 
 import xlstm_cuda
 
-from .common import INK, Experiment, Results, colour, data_file, headline, parameters, train
+from .common import Experiment, Results, curve, data_file, end_labels, headline, parameters, train
 
 DAY, WEEK, PAST = 48, 336, 144
 TRAINED, STRETCH, BATCH, STEPS, WIDTH = 8 * WEEK, 336, 16, 300, 32
@@ -50,8 +50,8 @@ class Correction(nn.Module):
 def series() -> dict[str, Any]:
     """Everything by half hour, from the first that has PAST changes behind it to the last that has DAY values before it.
 
-    inputs (T, 2), the target (T, DAY), the linear forecast of it (T, DAY), all scaled; the demand (T, DAY) and the scale in MW;
-    how many of the T lie in the training part with all that they forecast, and where the test begins.
+    inputs (T, 2), the target (T, DAY), the linear forecast of it (T, DAY), all scaled; the scale in MW; of the T lie
+    in the training part with all that they forecast, and where the test begins.
     """
     text = data_file("pmdarima", "pmdarima", "datasets/taylor.py").read_text()
     demand = torch.tensor(ast.literal_eval(text.split("np.array(")[1].split("])")[0] + "]"), dtype=torch.float32)
@@ -65,7 +65,7 @@ def series() -> dict[str, Any]:
     last = slice(WEEK + PAST - 1, WEEK + PAST - 1 + len(past))
     return {
         "inputs": torch.stack([3 * change[PAST - 1 : PAST - 1 + len(past)], level[last]], 1), "target": target,
-        "linear": (a @ weight).float(), "demand": demand[WEEK + PAST :].unfold(0, DAY, 1), "scale": scale.item(),
+        "linear": (a @ weight).float(), "scale": scale.item(),
         "trained": trained, "test": TRAINED - WEEK - PAST, "parameters": weight.numel(),
     }  # fmt: skip
 
@@ -92,12 +92,10 @@ def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None
 
 
 def errors(forecast: Tensor) -> dict[str, Any]:
-    """Mean absolute error over the test in MW: of all 48 values, and by how far ahead; and one day as a picture."""
+    """Mean absolute error over the test in MW, of all 48 values and by how far ahead."""
     data = series()
-    off = data["scale"] * (forecast - data["target"])[data["test"] :].abs()
-    day = data["test"] + 9 * DAY
-    shown = data["demand"][day] + data["scale"] * (forecast - data["target"])[day]
-    return {"error": off.mean().item(), "by half hour": off.mean(0).tolist(), "a day": shown.tolist()}
+    off = data["scale"] * (forecast - data["target"])[data["test"] :].abs().mean(0)
+    return {"error": off.mean().item(), "by half hour": off.tolist()}
 
 
 def claims(results: Results) -> dict[str, bool]:
@@ -115,32 +113,17 @@ def claims(results: Results) -> dict[str, bool]:
 def draw(figure: Any, results: Results) -> None:
     axes = figure.subplots()
     hours = [(h + 1) / 2 for h in range(DAY)]
-    for name in ("last week", "nn.LSTM alone", "sLSTM alone", "linear", "linear + nn.LSTM", "linear + sLSTM"):
-        found = torch.tensor(results.of(name, "by half hour"))
-        shade = INK if name == "linear" else colour(name)
-        style = {"linestyle": "--"} if "alone" in name else {}
-        axes.plot(hours, found.mean(0), color=shade, linewidth=2.0, **style)
-        axes.fill_between(hours, found.amin(0), found.amax(0), color=shade, alpha=0.15, linewidth=0)
-    axes.set(xlabel="hours ahead", ylabel="mean absolute error, MW", xlim=(0, 24))
-    axes.set_ylim(bottom=0)
-    end_labels(axes, results)
+    names = ("last week", "nn.LSTM alone", "sLSTM alone", "linear", "linear + nn.LSTM", "linear + sLSTM")
+    for name in names:
+        curve(axes, hours, results, name, "by half hour", linestyle=":" if "alone" in name else "-")
+    axes.set(xlabel="hours ahead", ylabel="mean absolute error, MW", xlim=(0, 24), ylim=(0, 720))
+    end_labels(axes, 24, results, names, "by half hour")
     headline(
         figure,
-        "The sLSTM sharpens a linear forecast; alone it would not reach it",
+        "The sLSTM sharpens a linear forecast; alone it does not reach it",
         f"Electricity of England and Wales, half-hourly, four weeks of test; {STEPS} steps of {BATCH} weeks; "
         "band: lowest to highest seed",
     )
-
-
-def end_labels(axes: Any, results: Results) -> None:
-    """Names to the right of the lines, moved apart where they would touch."""
-    names = ("last week", "nn.LSTM alone", "sLSTM alone", "linear", "linear + nn.LSTM", "linear + sLSTM")
-    ends = sorted((float(torch.tensor(results.of(name, "by half hour")).mean(0)[-1]), name) for name in names)
-    gap, lowest = 0.055 * axes.get_ylim()[1], -1e9
-    for height, name in ends:
-        lowest = max(height, lowest + gap)
-        shade = INK if name == "linear" else colour(name)
-        axes.annotate(name, (24, lowest), xytext=(6, 0), textcoords="offset points", color=shade, va="center")
 
 
 EXPERIMENT = Experiment(

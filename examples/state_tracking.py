@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 import xlstm_cuda
 from bench.transformer import TransformerLM
 
-from .common import GREY, Experiment, Layered, Results, curve, headline, parameters, train
+from .common import GREY, Experiment, Layered, Results, curve, end_labels, headline, parameters, train
 
 ELEMENTS = list(itertools.permutations(range(3)))
 PRODUCT = torch.tensor([[ELEMENTS.index(tuple(a[b[i]] for i in range(3))) for b in ELEMENTS] for a in ELEMENTS])
@@ -88,6 +88,7 @@ def draw(figure: Any, results: Results) -> None:
     axes.set_ylim(0, 1.04)
     axes.set(xlabel="length of the word", ylabel="right answers")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    end_labels(axes, lengths[-1], results, results.contenders, "accuracy")
     headline(
         figure,
         "Memory that mixes tracks a state 32 times longer than it was trained on",

@@ -25,7 +25,7 @@ from torch.nn.functional import mse_loss
 
 import xlstm_cuda
 
-from .common import GREY, INK, Experiment, Results, colour, data_file, headline, parameters, train
+from .common import INK, Experiment, Results, colour, data_file, headline, parameters, train
 
 AHEAD, PAST = (6, 12), 24  #: steps of five minutes
 STRETCH, BATCH, STEPS = 128, 32, 300
@@ -118,7 +118,7 @@ def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None
         forecasts = [model(inputs(piece)[None])[0][0] for piece in test]
         longest = max(range(len(test)), key=lambda i: len(test[i]))
         streamed = stream(model, inputs(test[longest]), forecasts[longest])
-    drawn = {"day": test[longest][:288].tolist(), "forecast": (test[longest][:288] + forecasts[longest][:288, 1]).tolist()}
+    drawn = {"day": test[longest][:288].tolist(), "forecast": (test[longest][:288] + forecasts[longest][:288, 0]).tolist()}
     return {"parameters": parameters(model), **errors(forecasts), **streamed, **drawn}
 
 
@@ -161,19 +161,18 @@ def draw(figure: Any, results: Results) -> None:
     values, forecast = results.of("sLSTM", "day")[0], results.of("sLSTM", "forecast")[0]
     hours = [5 * t / 60 for t in range(len(values))]
     day.plot(hours, values, color=INK, linewidth=1.8)
-    day.plot([h + 1 for h in hours], forecast, color=colour("sLSTM"), linewidth=1.8, alpha=0.9)
+    day.plot([hour + 0.5 for hour in hours], forecast, color=colour("sLSTM"), linewidth=1.8)
     day.set(xlabel="hours", ylabel="glucose, mg/dl", xlim=(0, 24))
-    day.text(0.02, 0.97, "sensor", color=INK, transform=day.transAxes, va="top")
-    day.text(0.02, 0.91, "forecast an hour before", color=colour("sLSTM"), transform=day.transAxes, va="top")
-    names = sorted(results.contenders, key=lambda name: results.mean(name, "60 minutes"))
-    for place, name in enumerate(reversed(names)):
-        mean = results.mean(name, "60 minutes")
-        bars.barh(place, mean, color=colour(name), alpha=0.85, height=0.66)
-        bars.text(mean - 0.6, place, f"{mean:.1f}", ha="right", va="center", color="white", fontweight="bold", fontsize=10)
-        bars.text(0.6, place, name, ha="left", va="center", color="white", fontsize=10)
+    day.text(0.02, 0.98, "sensor", color=INK, transform=day.transAxes, va="top")
+    day.text(0.02, 0.91, "forecast of the sLSTM half an hour before", color=colour("sLSTM"), transform=day.transAxes, va="top")
+    for place, name in enumerate(sorted(results.contenders, key=lambda name: -results.mean(name, "30 minutes"))):
+        mean = results.mean(name, "30 minutes")
+        bars.barh(place, mean, color=colour(name), height=0.7)
+        bars.text(mean - 0.5, place, f"{mean:.1f}", ha="right", va="center", color="white", fontweight="bold")
+        bars.text(0.5, place, name, ha="left", va="center", color="white")
     bars.set_yticks([])
     bars.spines["left"].set_visible(False)
-    bars.set_xlabel("error an hour ahead, mg/dl")
+    bars.set_xlabel("error half an hour ahead, mg/dl")
     headline(
         figure,
         f"One value at a time, {results.mean('sLSTM', 'bytes'):.0f} bytes of memory: level with nn.LSTM at a third of its size",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     associative_recall,
+    language_model,
     seasonal_forecast,
     state_tracking,
     streaming_forecast,
@@ -11,5 +12,5 @@ from . import (
 )
 from .common import Experiment
 
-MODULES = (state_tracking, associative_recall, variable_length_classification, streaming_forecast, seasonal_forecast)
+MODULES = (state_tracking, associative_recall, variable_length_classification, streaming_forecast, seasonal_forecast, language_model)
 EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
