@@ -23,6 +23,7 @@ template <class Real>
 void bind_launchers(py::module_& m, const std::string& type) {  // qualified, or std::bind would be meant
   python::bind(m, "slstm_forward_cpu_" + type, &slstm_forward<Real>);
   python::bind(m, "slstm_backward_cpu_" + type, &slstm_backward<Real>);
+  python::bind(m, "slstm_recurrent_gradient_cpu_" + type, &slstm_recurrent_gradient<Real>);
   python::bind(m, "mlstm_step_cpu_" + type, &mlstm_step<Real>);
   python::bind(m, "mlstm_forward_cpu_" + type, &mlstm_forward<Real>);
   python::bind(m, "mlstm_backward_cpu_" + type, &mlstm_backward<Real>);
