@@ -2,6 +2,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "mlstm/any_kernel.h"
 #include "mlstm/walk_float32.cuh"
 #include "mlstm/walk_launch.cuh"
 #include "mlstm/walks.h"
@@ -26,7 +27,7 @@ int chunk_length(ElementType element, int DHQK, int DHHV) {
 
 int block_columns(WalkUse use, ElementType element, int L, int c, int o) {
   if (element == ElementType::Float32) return Float32Tile::BO;
-  const int shared_memory = device::shared_memory_limit();
+  const int shared_memory = device::shared_memory_limit_of_code(any_kernel());
   const auto columns = [](auto tile) { return int(decltype(tile)::BO); };
   return use == WalkUse::H ? with_tile<WalkUse::H>(L, c, o, shared_memory, columns)
                            : with_tile<WalkUse::DQ>(L, c, o, shared_memory, columns);  // the others have the tiles of DQ

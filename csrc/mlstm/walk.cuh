@@ -34,8 +34,9 @@ __global__ void __launch_bounds__(T::THREADS, 1) walk_kernel(const WalkParams p,
   using W = WalkTraits<Element, T, USE>;
   using R = typename W::R;
   using Shared = typename W::Shared;
-  // Empty where every GPU that may run it gets a better tile.
-  if constexpr (device::kOnlyLargeSharedMemory && T::kBetterTileFrom <= 227 * 1024) return;
+  // Left out where no GPU that runs this code gets the tile: it needs too much shared memory, or all have enough for a better one.
+  if constexpr (WalkShared<T>::BYTES > device::kMostSharedMemory || T::kBetterTileFrom <= device::kLeastSharedMemory)
+    return device::stop();
   constexpr int C = T::C, BO = T::BO, L = T::L, MT = T::MT, MR = T::MR, MO = T::MO, OT = T::OT;
 
   const WalkPlace<W> at(p, !STATES_ONLY);

@@ -1,5 +1,5 @@
-// walk_launch.cuh - which tile a walk gets, by its use, its operands' columns c, its result's columns o and the device's shared
-// memory: the closed list of instantiations of walk.cuh.
+// walk_launch.cuh - which tile a walk gets, by its use, its operands' columns c, its result's columns o and the shared memory
+// that a block can have on the device in code of the architecture that this is (device/kernel.cuh: most_shared_memory): the closed list of instantiations of walk.cuh.
 //
 //   L    c up to   C/BO/L/stages/threads   row passes   for
 //   64   64        64/64/64/2/128          1            all
@@ -19,6 +19,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "mlstm/any_kernel.h"
 #include "mlstm/walk.cuh"
 
 namespace xlstm::mlstm {
@@ -83,7 +84,7 @@ void launch_walk(const std::string& name, const WalkParams& p, int L, Stream str
   if (p.segments > 1)
     with_tile_of_first_states(
         L, p.c, [&](auto tile) { launch_walk_kernel<Element, decltype(tile), USE, true>(name + " states", p, L, stream); });
-  with_tile<USE>(L, p.c, p.o, device::shared_memory_limit(),
+  with_tile<USE>(L, p.c, p.o, device::shared_memory_limit_of_code(any_kernel()),
                  [&](auto tile) { launch_walk_kernel<Element, decltype(tile), USE, false>(name, p, L, stream); });
 }
 
