@@ -14,16 +14,17 @@ MATRIX, KERNEL, ORDER, STATE, GRID = (
     "csrc/device/matrix.cuh",
     "csrc/device/kernel.cuh",
     "csrc/device/memory_order.cuh",
-    "csrc/mlstm/walk_state.cuh",
+    "csrc/mlstm/walk/state.cuh",
     "csrc/slstm/grid_exchange.cuh",
 )
 LOOP = """#pragma unroll
-      for (int i = 0; i < OT; ++i) {
+      for (int i = 0; i < OUTPUT_TILES; ++i) {
         const float v = s[i / 2][2 * (i & 1)];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          s_column[i][e] = __shfl_sync(device::kAllLanes, v, (2 * at.quad + e) * 4);
-          if (at.wc) s_column[i][e] = 0.0f;  // counted once
+          const int column = device::c_coordinate(place.fragment, e).column;  // of O; a row of S^T
+          s_of_column[i][e] = __shfl_sync(device::kAllLanes, v, device::c_lane(column, 0));
+          if (place.contracted_warp) s_of_column[i][e] = 0.0f;  // counted once
         }
       }
 """

@@ -216,3 +216,14 @@ def test_mlstm_keeps_its_state_in_float32(dtype, backend):
     tensors[4].fill_(100.0)
     _, last = mlstm(*tensors[:5], state=tensors[5:], return_state=True, backend=backend)
     assert tolerances.rms_ratio(last.C, tensors[5]) < 1e-6, "nothing is written and nothing forgotten"
+
+
+def test_mlstm_tiles_are_those_of_the_code():
+    """sm_87 runs the code of sm_86, which has no wide tiles, though the device has the shared memory for them."""
+    if not (found := xlstm_cuda.backends()["simt"]):
+        pytest.skip(found.reason)
+    columns = {}
+    for sm in (80, 86, 87):
+        with simt.options(sm=sm):
+            columns[sm] = [simt.module().mlstm_block_columns("h", "bfloat16", 64, c, 256) for c in (128, 256)]
+    assert columns == {80: [128, 128], 86: [64, 64], 87: [64, 64]}

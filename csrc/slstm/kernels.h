@@ -1,7 +1,7 @@
 // kernels.h - the CUDA kernels of the recurrence over a sequence: the operands of one launch, the entry points, and the table
 // that says which kernel serves which case.
 #pragma once
-#include "element_type.h"
+#include "common/element_type.h"
 #include "slstm/params.h"
 
 namespace xlstm::slstm {

@@ -1,15 +1,14 @@
-// inner_products.cu - dot products in float32 that the backward needs beside the walks: dh.h of every step, and <C, dC> + <n,
+// dots.cu - dot products in float32 that the backward needs beside the walks: dh.h of every step, and <C, dC> + <n,
 // dn>.
 //
 // Row dots: a warp takes one step of one head, 8 elements per lane and access; a block takes 32 steps of one head, so that its
 // results are one line of (B, NH, S). State dots: a block takes one sequence and head. Sums always in the same order.
-#include <stdexcept>
-
+#include "common/dispatch.h"
 #include "device/convert.cuh"
-#include "device/launch.cuh"
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
 #include "mlstm/any_kernel.h"
+#include "mlstm/blocks.cuh"
 #include "mlstm/params.h"
 
 namespace xlstm::mlstm {
@@ -61,41 +60,20 @@ __global__ void __launch_bounds__(kThreads) state_dots_kernel(StateDotParams p) 
   if (threadIdx.x == 0) p.out[row] = sum;
 }
 
-template <class T>
-void launch_row_dots(const RowDotParams& params, const device::LaunchConfig& config) {
-  device::launch(config, "mlstm_row_dots", row_dots_kernel<T>, params);
-}
-
 }  // namespace
 
 void row_dots(const RowDotParams& params, Stream stream) {
   const int64_t blocks = params.B * params.NH * ((params.S + kSteps - 1) / kSteps);
   if (blocks == 0) return;
-  if (blocks > 0x7fffffff) throw std::invalid_argument("mlstm: B * S * NH is more than one launch holds");
-  device::LaunchConfig config;
-  config.grid = dim3(unsigned(blocks));
-  config.block = dim3(kThreads);
-  config.stream = stream.handle;
-  config.device = stream.device;
-  switch (params.element) {
-    case ElementType::Float32:
-      return launch_row_dots<float>(params, config);
-    case ElementType::BFloat16:
-      return launch_row_dots<__nv_bfloat16>(params, config);
-    case ElementType::Float16:
-      return launch_row_dots<__half>(params, config);
-  }
+  const auto config = config_of(stream, blocks, kThreads, "B * S * NH");
+  with_element(params.element, [&](auto type) {
+    device::launch(config, "mlstm_row_dots", row_dots_kernel<typename decltype(type)::type>, params);
+  });
 }
 
 void state_dots(const StateDotParams& params, Stream stream) {
   if (params.rows == 0) return;
-  if (params.rows > 0x7fffffff) throw std::invalid_argument("mlstm: B * NH is more than one launch holds");
-  device::LaunchConfig config;
-  config.grid = dim3(unsigned(params.rows));
-  config.block = dim3(kThreads);
-  config.stream = stream.handle;
-  config.device = stream.device;
-  device::launch(config, "mlstm_state_dots", state_dots_kernel, params);
+  device::launch(config_of(stream, params.rows, kThreads, "B * NH"), "mlstm_state_dots", state_dots_kernel, params);
 }
 
 const void* any_kernel() { return reinterpret_cast<const void*>(state_dots_kernel); }

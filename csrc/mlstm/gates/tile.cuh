@@ -1,6 +1,10 @@
-// gate_tile.cuh - the gates of one chunk for a group of heads, through shared memory: (B, S, NH) is read and written in whole
+// tile.cuh - the gates of one chunk for a group of heads, through shared memory: (B, S, NH) is read and written in whole
 // rows, warps work on one head at a time.
 #pragma once
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
 #include "device/language.cuh"
 #include "mlstm/elements.cuh"
 #include "mlstm/sequences.cuh"
@@ -24,7 +28,24 @@ struct GateTile {
   }
 };
 
+// visit(std::integral_constant<int, L>)
+template <class Visit>
+void with_chunk_length(const char* what, int L, Visit&& visit) {
+  switch (L) {
+    case 16:
+      return visit(std::integral_constant<int, 16>{});
+    case 32:
+      return visit(std::integral_constant<int, 32>{});
+    case 64:
+      return visit(std::integral_constant<int, 64>{});
+  }
+  throw std::invalid_argument(std::string("mlstm ") + what + ": L: got " + std::to_string(L) + ", expected 16, 32 or 64");
+}
+
 // Blocks are (slot, group of heads), groups fastest.
+inline int64_t gate_blocks(const Sequences& sequences, int L) {
+  return chunk_slots(sequences, L) * ((sequences.NH + kHeadsPerBlock - 1) / kHeadsPerBlock);
+}
 struct GateBlock {
   int64_t slot;
   int first_head, heads;

@@ -1,4 +1,4 @@
-// chunk_scan.cuh - M4 and the running maximum of M6 over the L steps of one chunk, by one warp, in float64 (O(S) work).
+// scan.cuh - M4 and the running maximum of M6 over the L steps of one chunk, by one warp, in float64 (O(S) work).
 // A forget gate of -inf starts a new segment: b goes on without it, the maximum starts again.
 #pragma once
 #include "device/math.cuh"

@@ -11,16 +11,13 @@
 // 0 after it, w = 0 before the last one, g = 0. Blocks of totals and records: one chunk and up to 16 heads, a warp per head at a
 // time. Shared memory: the gates, 8.3 KiB at L = 64. Precision: sums and exponents in float64 (O(S) work), records in float32,
 // logarithms as pairs of float32.
-#include <stdexcept>
-#include <string>
-
-#include "device/launch.cuh"
 #include "device/math.cuh"
 #include "device/vector.cuh"
-#include "mlstm/chunk_scan.cuh"
-#include "mlstm/gate_tile.cuh"
+#include "mlstm/blocks.cuh"
+#include "mlstm/gates/records.h"
+#include "mlstm/gates/scan.cuh"
+#include "mlstm/gates/tile.cuh"
 #include "mlstm/normaliser.cuh"
-#include "mlstm/records.h"
 
 namespace xlstm::mlstm {
 namespace {
@@ -66,7 +63,7 @@ __global__ void __launch_bounds__(kGateThreads) totals_kernel(GateScanParams p, 
 
 __global__ void __launch_bounds__(32) borders_kernel(GateScanParams p, int64_t slots) {
   const int64_t NH = p.sequences.NH, n = blockIdx.x / NH, head = blockIdx.x % NH;
-  const Span span = span_of(p.sequences, n, p.L);
+  const ChunkedSpan span = span_of(p.sequences, n, p.L);
   const int64_t chunks = (span.length + p.L - 1) / p.L, first = head * slots + span.first_slot;
   const int lane = int(device::lane_id());
   float m = p.m0 ? p.m0[blockIdx.x] : 0.0f;
@@ -163,18 +160,10 @@ __global__ void __launch_bounds__(kGateThreads) records_kernel(GateScanParams p,
 
 template <int L>
 void launch_scan(const GateScanParams& p, Stream stream) {
-  const int64_t slots = chunk_slots(p.sequences, L), groups = (p.sequences.NH + kHeadsPerBlock - 1) / kHeadsPerBlock;
-  if (slots * groups > 0x7fffffff || p.sequences.N * p.sequences.NH > 0x7fffffff)
-    throw std::invalid_argument("mlstm: B * S * NH is more than one launch holds");
-  device::LaunchConfig config;
-  config.stream = stream.handle;
-  config.device = stream.device;
-  config.block = dim3(kGateThreads);
-  config.grid = dim3(unsigned(slots * groups));
+  const int64_t slots = chunk_slots(p.sequences, L);
+  const auto config = config_of(stream, gate_blocks(p.sequences, L), kGateThreads, "B * S * NH");
+  const auto borders = config_of(stream, p.sequences.N * p.sequences.NH, 32, "B * NH");
   if (slots && p.input_gate == InputGate::Exponential) device::launch(config, "mlstm_gate_totals", totals_kernel<L>, p, slots);
-  device::LaunchConfig borders = config;
-  borders.block = dim3(32);
-  borders.grid = dim3(unsigned(p.sequences.N * p.sequences.NH));
   device::launch(borders, "mlstm_gate_borders", borders_kernel, p, slots);
   if (slots) device::launch(config, "mlstm_gate_records", records_kernel<L>, p, slots);
 }
@@ -185,15 +174,7 @@ int64_t chunk_slots(const Sequences& s, int L) { return s.cu_seqlens ? s.S / L +
 
 void gate_scan(const GateScanParams& params, Stream stream) {
   if (params.sequences.N * params.sequences.NH == 0) return;
-  switch (params.L) {
-    case 16:
-      return launch_scan<16>(params, stream);
-    case 32:
-      return launch_scan<32>(params, stream);
-    case 64:
-      return launch_scan<64>(params, stream);
-  }
-  throw std::invalid_argument("mlstm gate scan: L: got " + std::to_string(params.L) + ", expected 16, 32 or 64");
+  with_chunk_length("gate scan", params.L, [&](auto L) { launch_scan<decltype(L)::value>(params, stream); });
 }
 
 }  // namespace xlstm::mlstm

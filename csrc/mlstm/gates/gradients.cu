@@ -1,4 +1,4 @@
-// gate_gradients.cu - di and df from the row dots of the walks (M7 of README.md).
+// gradients.cu - di and df from the row dots of the walks (M7 of README.md).
 //
 //   di_j     = k_j.dk_j                                   (sigmoid input gate: times sigmoid(-i_j))
 //   dlog_f_t = sum_{r>=t} (q_r.dq_r - k_r.dk_r) + <C, dC> + <n, dn> of the final state,  df_t = sigmoid(-f_t) dlog_f_t
@@ -6,14 +6,11 @@
 //
 // Two kernels: suffix_sums (one block per sequence and head, from the end, kSpan steps at a time) and gates (one chunk and up to
 // 16 heads per block, which turns (B, NH, S) into (B, S, NH)). Sums in float64: it is O(S) work.
-#include <stdexcept>
-#include <string>
-
-#include "device/launch.cuh"
 #include "device/math.cuh"
 #include "device/vector.cuh"
-#include "mlstm/gate_tile.cuh"
-#include "mlstm/records.h"
+#include "mlstm/blocks.cuh"
+#include "mlstm/gates/records.h"
+#include "mlstm/gates/tile.cuh"
 
 namespace xlstm::mlstm {
 namespace {
@@ -44,7 +41,7 @@ __global__ void __launch_bounds__(kSuffixThreads) suffix_sums_kernel(GateGradien
   const Sequences& s = p.sequences;
   const unsigned NH = unsigned(s.NH);
   const int64_t n = blockIdx.x / NH, head = blockIdx.x % NH;  // in 32 bits: a 64-bit division is a call
-  const Span span = span_of(s, n, L);
+  const ChunkedSpan span = span_of(s, n, L);
   const int64_t line = (span.batch * s.NH + head) * s.S + span.first, stride = s.B * s.NH * s.S;
   const float* records = p.records + (head * slots + span.first_slot) * Record<L>::kFloats;
   const int lane = int(device::lane_id()), warp = int(device::warp_id());
@@ -129,31 +126,17 @@ __global__ void __launch_bounds__(kGateThreads) gates_kernel(GateGradientParams 
 
 template <int L>
 void launch_gradients(const GateGradientParams& p, Stream stream) {
-  const int64_t slots = chunk_slots(p.sequences, L), groups = (p.sequences.NH + kHeadsPerBlock - 1) / kHeadsPerBlock;
-  device::LaunchConfig config;
-  config.stream = stream.handle;
-  config.device = stream.device;
-  config.block = dim3(kSuffixThreads);
-  config.grid = dim3(unsigned(p.sequences.N * p.sequences.NH));
-  device::launch(config, "mlstm_suffix_sums", suffix_sums_kernel<L>, p, slots);
-  config.block = dim3(kGateThreads);
-  config.grid = dim3(unsigned(slots * groups));
-  device::launch(config, "mlstm_gate_gradients", gates_kernel<L>, p);
+  const auto suffixes = config_of(stream, p.sequences.N * p.sequences.NH, kSuffixThreads, "B * NH");
+  const auto gates = config_of(stream, gate_blocks(p.sequences, L), kGateThreads, "B * S * NH");
+  device::launch(suffixes, "mlstm_suffix_sums", suffix_sums_kernel<L>, p, chunk_slots(p.sequences, L));
+  device::launch(gates, "mlstm_gate_gradients", gates_kernel<L>, p);
 }
 
 }  // namespace
 
 void gate_gradients(const GateGradientParams& params, Stream stream) {
   if (params.sequences.N * params.sequences.NH * params.sequences.S == 0) return;
-  switch (params.L) {
-    case 16:
-      return launch_gradients<16>(params, stream);
-    case 32:
-      return launch_gradients<32>(params, stream);
-    case 64:
-      return launch_gradients<64>(params, stream);
-  }
-  throw std::invalid_argument("mlstm gate gradients: L: got " + std::to_string(params.L) + ", expected 16, 32 or 64");
+  with_chunk_length("gate gradients", params.L, [&](auto L) { launch_gradients<decltype(L)::value>(params, stream); });
 }
 
 }  // namespace xlstm::mlstm
