@@ -55,7 +55,7 @@ MUTANTS: dict[str, Bug] = {
         "    __syncwarp();\n    const float* from",
         "    const float* from",
     ),
-    "grid backward: one buffer": (GRID, "int64_t(e % 2)", "int64_t(0)"),
+    "grid backward: one buffer": (GRID, "((e % 2 * place.blocks + owner)", "(owner"),
     "grid backward: one counter for both buffers": (
         GRID,
         "owner * kCounterPitch + e % 2; }\n"

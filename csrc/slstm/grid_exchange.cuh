@@ -76,6 +76,9 @@ template <class Product>
 struct GridBackwardExchange {
   static constexpr int UNITS = Product::UNITS, PIECES = UNITS / 16;
   static constexpr int kPartFloats = UNITS * kSplitRows;  // what one block sends another in one step
+  static constexpr int64_t kMostBlocks = ceil_divide(Product::MAX_DH, UNITS);
+  // The compiler keeps the address of every target over the loop: as 64-bit places they spilled on sm_100.
+  static_assert(2 * kMostBlocks * kMostBlocks * kPartFloats < int64_t(1) << 31, "32 bits hold a place in the parts of a group");
 
   const SplitPlace& place;
   uint32_t* counters;  // of the group
@@ -89,7 +92,7 @@ struct GridBackwardExchange {
   XLSTM_DEVICE uint32_t* counter(int owner, int e) const { return counters + owner * kCounterPitch + e % 2; }
   XLSTM_DEVICE uint32_t complete(int e) const { return uint32_t(e + 1) / 2 * pieces; }  // what it counts once e has arrived
   XLSTM_DEVICE float* part(int e, int owner, int sender) const {
-    return parts + ((int64_t(e % 2) * place.blocks + owner) * place.blocks + sender) * kPartFloats;
+    return parts + ((e % 2 * place.blocks + owner) * place.blocks + sender) * kPartFloats;
   }
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
     if (device::lane_id() == 0) device::wait_until([&] { return reached(counter(place.rank, e), complete(e)); });
