@@ -16,6 +16,19 @@ ROOT = Path(__file__).parent.parent
 Bug = tuple[str, str, str]  #: file, text that occurs once in it, what replaces the text
 
 
+def misplaced(bugs: Mapping[str, Bug]) -> list[str]:
+    """The bugs that cannot be planted: their text does not occur exactly once, or would not change."""
+    found = []
+    for name, (file, old, new) in bugs.items():
+        path = ROOT / file
+        count = path.read_text().count(old) if path.exists() else 0
+        if count != 1:
+            found.append(f"{name}: the text to replace occurs {count} times in {file}: {old!r}")
+        if old == new:
+            found.append(f"{name}: replaces {old!r} by itself")
+    return found
+
+
 def plant(
     description: str | None,
     bugs: Mapping[str, Bug],
@@ -36,9 +49,8 @@ def plant(
     chosen = {name: bug for name, bug in bugs.items() if only in name}
     if not chosen:
         parser.error(f"--only {only}: no bug of that name")
-    for name, (file, old, _) in chosen.items():
-        count = (ROOT / file).read_text().count(old)
-        assert count == 1, f"{name}: the text to replace occurs {count} times in {file}"
+    if lost := misplaced(chosen):
+        raise SystemExit("\n".join(lost))
     missed, seen_by_both = [], []
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder), module, switches)

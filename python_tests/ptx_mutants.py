@@ -14,7 +14,7 @@ MATRIX, KERNEL, STATE, GRID = (
     "csrc/device/matrix.cuh",
     "csrc/device/kernel.cuh",
     "csrc/mlstm/walk_state.cuh",
-    "csrc/slstm/grid_exchange.cuh",
+    "csrc/slstm/grid/exchange.cuh",
 )
 LOOP = """#pragma unroll
       for (int i = 0; i < OT; ++i) {

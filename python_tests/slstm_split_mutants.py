@@ -11,15 +11,16 @@ import os
 
 from planted_bugs import Bug, plant
 
-GRID, CLUSTER, FORWARD, BACKWARD = (
-    "csrc/slstm/grid_exchange.cuh",
-    "csrc/slstm/cluster_exchange.cuh",
-    "csrc/slstm/split_forward.cuh",
-    "csrc/slstm/split_backward.cuh",
+COUNTERS, GRID, CLUSTER, FORWARD, BACKWARD = (
+    "csrc/slstm/grid/counters.cuh",
+    "csrc/slstm/grid/exchange.cuh",
+    "csrc/slstm/cluster/exchange.cuh",
+    "csrc/slstm/split/forward.cuh",
+    "csrc/slstm/split/backward.cuh",
 )
 MUTANTS: dict[str, Bug] = {
     "grid: acquire removed": (
-        GRID,
+        COUNTERS,
         "device::load_acquire(counter XLSTM_FORWARD_SITE)",
         "device::load_relaxed(counter XLSTM_FORWARD_SITE)",
     ),

@@ -49,7 +49,7 @@ XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, C
   const Real eo = device::exp2_approx(-log2e * device::absolute(raw_o));
   const Real pz = Real(1) + ez, po = Real(1) + eo;
   Real lf, u, w;
-  if (forget_gate == ForgetGate::kSigmoid) {
+  if constexpr (forget_gate == ForgetGate::kSigmoid) {
     const Real ef = device::exp2_approx(-log2e * device::absolute(raw_f)), pf = Real(1) + ef;
     const Real pfo = pf * po, r = device::rcp_approx(pfo * pz), rpz = r * pz;  // each factor in [1, 2]: one reciprocal serves all
     lf = (raw_f < Real(0) ? raw_f : Real(0)) - ln2 * device::log2_1p(ef);
@@ -57,6 +57,7 @@ XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, C
     u = ez * (r * pfo);
     w = eo * (rpz * pf);
   } else {
+    static_assert(forget_gate == ForgetGate::kExp, "a forget gate without an equation");
     const Real r = device::rcp_approx(pz * po);
     lf = raw_f;
     saved.sf = Real(1);
