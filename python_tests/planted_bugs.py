@@ -16,6 +16,34 @@ ROOT = Path(__file__).parent.parent
 Bug = tuple[str, str, str]  #: file, text that occurs once in it, what replaces the text
 
 
+def table(name: str) -> dict[str, Bug]:
+    """The bugs of ``planted/<name>.txt``, paragraphs of
+
+        name of the bug
+        in csrc/file.cuh
+        - the text, which occurs once in the file
+        + what it becomes
+
+    More lines with ``-`` or ``+`` are more lines of the text; an empty last one ends it with a line break. Without a ``+`` the
+    text is removed. ``#`` begins a comment.
+    """
+    bugs: dict[str, Bug] = {}
+    for paragraph in (Path(__file__).parent / "planted" / f"{name}.txt").read_text().split("\n\n"):
+        lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
+        if not lines:
+            continue
+        bug, place, *changes = lines
+        assert place.startswith("in ") and bug not in bugs and all(line[0] in "-+" for line in changes), paragraph
+        old, new = ("\n".join(line[2:] for line in changes if line[0] == sign) for sign in "-+")
+        bugs[bug] = (place.removeprefix("in "), old, new)
+    return bugs
+
+
+def scaled(file: str, line: str, results: Mapping[str, str]) -> dict[str, Bug]:
+    """A bug for each result: multiplied by 0.98 in front of ``line`` of ``file``; results: name -> expression."""
+    return {f"{name} x 0.98": (file, line, f"    {value} = {value} * 0.98\n{line}") for name, value in results.items()}
+
+
 def misplaced(bugs: Mapping[str, Bug]) -> list[str]:
     """The bugs that cannot be planted: their text does not occur exactly once, or would not change."""
     found = []

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from planted_bugs import ROOT, Bug, misplaced
+from planted_bugs import ROOT, Bug, misplaced, table
 
 SCRIPTS = sorted(path.stem for path in Path(__file__).parent.glob("*_mutants.py"))
 
@@ -30,6 +30,14 @@ def test_every_bug_has_its_place(script):
     bugs = bugs_of(script)
     assert bugs
     assert not (lost := misplaced(bugs)), "\n".join(lost)
+
+
+def test_a_table_keeps_line_breaks(tmp_path, monkeypatch):
+    monkeypatch.setattr("planted_bugs.__file__", str(tmp_path / "planted_bugs.py"))
+    (tmp_path / "planted").mkdir()
+    text = "# note\n\nline removed\nin a.cu\n-   x();\n-\n\ntwo lines\nin b.cu\n- a\n- b\n+ c\n+   d\n"
+    (tmp_path / "planted" / "some.txt").write_text(text)
+    assert table("some") == {"line removed": ("a.cu", "  x();\n", ""), "two lines": ("b.cu", "a\nb", "c\n  d")}
 
 
 def test_a_lost_place_is_named():

@@ -15,6 +15,9 @@
 // too, when a gate saturates:  d,  sf = sigmoid(-raw_f),  u = sign(raw_z) (1 - |z|) / 2,  w = sign(raw_o) sigmoid(-|raw_o|).
 // Comparisons are written so that NaN comes through.
 #pragma once
+#include <stdexcept>
+#include <type_traits>
+
 #include "device/math.cuh"
 #include "slstm/params.h"
 
@@ -39,6 +42,29 @@ XLSTM_DEVICE CellState<Real> cell_state(Real c, Real n, Real m) {
 template <typename Real>
 XLSTM_DEVICE Real returned_m(const CellState<Real>& state) {
   return state.n == Real(0) ? Real(0) : state.m;
+}
+
+template <ForgetGate gate>
+using ForgetGateConstant = std::integral_constant<ForgetGate, gate>;
+
+// visit(ForgetGateConstant<gate>). Launchers have asked check_forget_gate, so a kernel ends in one of the branches.
+template <class Visit>
+XLSTM_DEVICE auto with_forget_gate(ForgetGate gate, Visit&& visit) {
+  switch (gate) {
+    case ForgetGate::kSigmoid:
+      return visit(ForgetGateConstant<ForgetGate::kSigmoid>{});
+    case ForgetGate::kExp:
+      return visit(ForgetGateConstant<ForgetGate::kExp>{});
+  }
+#ifdef __CUDACC__
+  __builtin_unreachable();
+#else
+  throw std::invalid_argument("slstm: a forget gate without a branch");
+#endif
+}
+inline void check_forget_gate(ForgetGate gate) {
+  if (gate != ForgetGate::kSigmoid && gate != ForgetGate::kExp)
+    throw std::invalid_argument("slstm: a forget gate without a branch");
 }
 
 // S1-S3: returns h, advances the state.  In float on a GPU: 7 MUFU (4 ex2, 1 lg2, 2 rcp).

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "device/limits.cuh"
+#include "slstm/cell.cuh"
 #include "slstm/dispatch.h"
 
 namespace xlstm::slstm {
@@ -88,42 +89,27 @@ bool checked(const Shape& shape) {
   return shape.B > 0;
 }
 
-void launch(const KernelForward& p, Stream stream) {
+template <class Params>
+void launch(const Params& p, Stream stream) {
+  if (!checked(p.shape)) return;
   switch (p.kernel) {
     case KernelKind::Resident:
-      return resident_forward(p, stream);
+      return resident_pass(p, stream);
     case KernelKind::Cluster:
-      return cluster_forward(p, current_device(), stream);
+      return cluster_pass(p, current_device(), stream);
     case KernelKind::Grid:
-      return grid_forward(p, limits_with(p.processors), stream);
+      return grid_pass(p, limits_with(p.processors), stream);
     case KernelKind::Step:
-      return step(p, stream);
+      if constexpr (std::is_same_v<Params, KernelForward>) return step(p, stream);
+      throw std::invalid_argument("slstm: kernel step: has no backward");
   }
   throw std::invalid_argument("slstm: kernel " + std::to_string(int(p.kernel)));
 }
 
-void launch(const KernelBackward& p, Stream stream) {
-  switch (p.kernel) {
-    case KernelKind::Resident:
-      return resident_backward(p, stream);
-    case KernelKind::Cluster:
-      return cluster_backward(p, current_device(), stream);
-    case KernelKind::Grid:
-      return grid_backward(p, limits_with(p.processors), stream);
-    case KernelKind::Step:
-      break;
-  }
-  throw std::invalid_argument("slstm: kernel " + std::string(kind_name(p.kernel)) + ": has no backward");
-}
-
 }  // namespace
 
-void forward(const KernelForward& p, Stream stream) {
-  if (checked(p.shape)) launch(p, stream);
-}
+void forward(const KernelForward& p, Stream stream) { launch(p, stream); }
 
-void backward(const KernelBackward& p, Stream stream) {
-  if (checked(p.shape)) launch(p, stream);
-}
+void backward(const KernelBackward& p, Stream stream) { launch(p, stream); }
 
 }  // namespace xlstm::slstm

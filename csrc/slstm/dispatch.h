@@ -6,11 +6,8 @@
 
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
-#include "device/language.cuh"
 #include "element_type.h"
-#include "slstm/params.h"
 
 namespace xlstm::slstm {
 
@@ -41,31 +38,6 @@ auto with_element(ElementType element, Visit&& visit) {
   }
   throw std::invalid_argument("slstm: element type: got " + std::to_string(int(element)) +
                               ", expected 0 (float32), 1 (bfloat16) or 2 (float16)");
-}
-
-template <ForgetGate gate>
-using ForgetGateConstant = std::integral_constant<ForgetGate, gate>;
-
-// Every launcher asks this first, so that kernels need not.
-inline void check_forget_gate(ForgetGate gate) {
-  switch (gate) {
-    case ForgetGate::kSigmoid:
-    case ForgetGate::kExp:
-      return;
-  }
-  throw std::invalid_argument("slstm: forget gate: got " + std::to_string(int(gate)) + ", expected 0 (sigmoid) or 1 (exp)");
-}
-
-// visit(ForgetGateConstant<gate>), inside a kernel. A gate that check_forget_gate refuses does not get here.
-template <class Visit>
-XLSTM_DEVICE auto with_forget_gate(ForgetGate gate, Visit&& visit) {
-  switch (gate) {
-    case ForgetGate::kSigmoid:
-      return visit(ForgetGateConstant<ForgetGate::kSigmoid>{});
-    case ForgetGate::kExp:
-      return visit(ForgetGateConstant<ForgetGate::kExp>{});
-  }
-  __builtin_unreachable();
 }
 
 }  // namespace xlstm::slstm

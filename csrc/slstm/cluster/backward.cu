@@ -15,7 +15,7 @@ bool cluster_fits(const KernelBackward& p, const DeviceLimits& limits) {
   return fits_cluster<ClusterBackwardProducts>("slstm_cluster_backward", p, limits);
 }
 
-void cluster_backward(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
+void cluster_pass(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
   launch_cluster<ClusterBackwardProducts>("slstm_cluster_backward", p, limits, stream);
 }
 

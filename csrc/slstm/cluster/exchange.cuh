@@ -135,13 +135,7 @@ struct ClusterBackwardExchange {
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
     barriers.wait(e);
     const float* from = part(e, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
-    float2 sum{0.0f, 0.0f};
-#pragma unroll 4
-    for (int sender = 0; sender < barriers.blocks; ++sender) {
-      const float2 one = device::load_word<float2>(from + sender * kPartFloats);
-      sum.x += one.x, sum.y += one.y;
-    }
-    return sum;
+    return sum_of_parts<4>(barriers.blocks, [&](int rank) { return device::load_word<float2>(from + rank * kPartFloats); });
   }
   XLSTM_DEVICE void after_barrier(int e) const { barriers.arrive(e, bytes); }
   XLSTM_DEVICE void send(int e, int piece, int at, const float4& v) const {

@@ -15,7 +15,7 @@ bool cluster_fits(const KernelForward& p, const DeviceLimits& limits) {
   return fits_cluster<ClusterForwardProducts>("slstm_cluster_forward", p, limits);
 }
 
-void cluster_forward(const KernelForward& p, const DeviceLimits& limits, Stream stream) {
+void cluster_pass(const KernelForward& p, const DeviceLimits& limits, Stream stream) {
   launch_cluster<ClusterForwardProducts>("slstm_cluster_forward", p, limits, stream);
 }
 

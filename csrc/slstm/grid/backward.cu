@@ -18,7 +18,7 @@ int64_t grid_workspace_bytes(const KernelBackward& p, const DeviceLimits& limits
   return grid_bytes<GridBackwardProducts>("slstm_grid_backward", p, limits);
 }
 
-void grid_backward(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
+void grid_pass(const KernelBackward& p, const DeviceLimits& limits, Stream stream) {
   launch_grid<GridBackwardProducts>("slstm_grid_backward", p, limits, stream);
 }
 

@@ -99,13 +99,8 @@ struct GridBackwardExchange {
     if (device::lane_id() == 0) device::wait_until([&] { return reached(counter(place.rank, e), complete(e)); });
     __syncwarp();
     const float* from = part(e, place.rank, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
-    float2 sum{0.0f, 0.0f};
-#pragma unroll 8
-    for (int sender = 0; sender < place.blocks; ++sender) {
-      const float2 one = device::load_relaxed_vector<float2>(from + sender * kPartFloats);
-      sum.x += one.x, sum.y += one.y;
-    }
-    return sum;
+    return sum_of_parts<8>(place.blocks,
+                           [&](int rank) { return device::load_relaxed_vector<float2>(from + rank * kPartFloats); });
   }
   XLSTM_DEVICE void after_barrier(int) const {}
   template <class Vector>

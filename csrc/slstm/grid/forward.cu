@@ -18,7 +18,7 @@ int64_t grid_workspace_bytes(const KernelForward& p, const DeviceLimits& limits)
   return grid_bytes<GridForwardProducts>("slstm_grid_forward", p, limits);
 }
 
-void grid_forward(const KernelForward& p, const DeviceLimits& limits, Stream stream) {
+void grid_pass(const KernelForward& p, const DeviceLimits& limits, Stream stream) {
   launch_grid<GridForwardProducts>("slstm_grid_forward", p, limits, stream);
 }
 

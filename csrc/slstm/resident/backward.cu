@@ -272,7 +272,7 @@ void launch_element(const KernelBackward& p, Stream stream) {
 
 }  // namespace
 
-void resident_backward(const KernelBackward& p, Stream stream) {
+void resident_pass(const KernelBackward& p, Stream stream) {
   with_element(p.element, [&](auto type) { launch_element<typename decltype(type)::type>(p, stream); });
 }
 

@@ -342,7 +342,7 @@ void launch_element(const KernelForward& p, Stream stream) {
 
 }  // namespace
 
-void resident_forward(const KernelForward& p, Stream stream) {
+void resident_pass(const KernelForward& p, Stream stream) {
   with_element(p.element, [&](auto type) { launch_element<typename decltype(type)::type>(p, stream); });
 }
 

@@ -27,6 +27,20 @@ XLSTM_DEVICE SplitPlace split_place(const Shape& shape, int64_t group, int rank,
   return {int(group % shape.NH), rank, blocks, group / shape.NH * kSplitRows};
 }
 
+// dh of two rows of one unit: the parts of all blocks, added in the order of the ranks. load(rank) is a part; as many are
+// requested at once as the loop is unrolled.
+template <int UNROLL, class Load>
+XLSTM_DEVICE float2 sum_of_parts(int blocks, Load&& load) {
+  float2 sum{0.0f, 0.0f};
+#pragma unroll UNROLL
+  for (int rank = 0; rank < blocks; ++rank) {
+    const float2 part = load(rank);
+    sum.x += part.x;
+    sum.y += part.y;
+  }
+  return sum;
+}
+
 inline void check_head_dim(const char* name, int64_t DH) {
   if (DH % 8 || DH < 8)
     throw std::invalid_argument(std::string(name) + ": DH " + std::to_string(DH) + " is not a positive multiple of 8");
