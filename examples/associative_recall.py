@@ -18,7 +18,12 @@ from torch.nn.functional import cross_entropy
 
 from bench.transformer import TransformerLM
 from xlstm_cuda import (
-    mLSTMBlockConfig, mLSTMLayerConfig, sLSTMBlockConfig, sLSTMLayerConfig, xLSTMLMModel, xLSTMLMModelConfig,
+    mLSTMBlockConfig,
+    mLSTMLayerConfig,
+    sLSTMBlockConfig,
+    sLSTMLayerConfig,
+    xLSTMLMModel,
+    xLSTMLMModelConfig,
 )  # fmt: skip
 
 from .common import GREY, Experiment, Layered, Results, curve, end_labels, headline, parameters, train
@@ -123,7 +128,9 @@ EXPERIMENT = Experiment(
     contenders=tuple(MODELS),
     measure=measure,
     columns={
-        "parameters": ("parameters", ",.0f"), "as trained": ("right with 8 pairs", ".3f"), "at 16": ("with 16 pairs", ".3f"),
+        "parameters": ("parameters", ",.0f"),
+        "as trained": ("right with 8 pairs", ".3f"),
+        "at 16": ("with 16 pairs", ".3f"),
     },  # fmt: skip
     claims=claims,
     draw=draw,

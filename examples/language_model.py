@@ -168,8 +168,10 @@ EXPERIMENT = Experiment(
     contenders=tuple(MODELS),
     measure=measure,
     columns={
-        "parameters": ("parameters", ",.0f"), "bits": ("bits per byte, held out", ".3f"),
-        "speed": ("training, bytes per CPU second", ",.0f"), "kept": ("bytes kept at 16,384 of context", ",.0f"),
+        "parameters": ("parameters", ",.0f"),
+        "bits": ("bits per byte, held out", ".3f"),
+        "speed": ("training, bytes per CPU second", ",.0f"),
+        "kept": ("bytes kept at 16,384 of context", ",.0f"),
     },  # fmt: skip
     claims=claims,
     draw=draw,

@@ -131,7 +131,13 @@ EXPERIMENT = Experiment(
     title="Seasonal forecasts: electricity of the next day",
     about=__doc__ or "",
     contenders=(
-        "linear + sLSTM", "linear + mLSTM", "linear + nn.LSTM", "sLSTM alone", "nn.LSTM alone", "linear", "last week",
+        "linear + sLSTM",
+        "linear + mLSTM",
+        "linear + nn.LSTM",
+        "sLSTM alone",
+        "nn.LSTM alone",
+        "linear",
+        "last week",
     ),  # fmt: skip
     measure=measure,
     columns={"parameters": ("parameters", ",.0f"), "error": ("mean absolute error, MW", ".0f")},

@@ -103,7 +103,9 @@ EXPERIMENT = Experiment(
     contenders=tuple(MODELS),
     measure=measure,
     columns={
-        "parameters": ("parameters", ",.0f"), "at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f"),
+        "parameters": ("parameters", ",.0f"),
+        "at 32": ("right at length 32", ".3f"),
+        "at the end": ("at 1024", ".3f"),
     },  # fmt: skip
     claims=claims,
     draw=draw,

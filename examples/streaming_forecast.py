@@ -188,8 +188,11 @@ EXPERIMENT = Experiment(
     contenders=(*LAYERS, "AR, 24 values", "persistence"),
     measure=measure,
     columns={
-        "parameters": ("parameters", ",.0f"), "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"), "60 minutes": ("at 60 min", ".2f"),
-        "difference": ("largest difference of steps from one pass", ".0e"), "microseconds": ("µs a step", ".0f"),
+        "parameters": ("parameters", ",.0f"),
+        "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"),
+        "60 minutes": ("at 60 min", ".2f"),
+        "difference": ("largest difference of steps from one pass", ".0e"),
+        "microseconds": ("µs a step", ".0f"),
         "bytes": ("bytes of state", ",.0f"),
     },  # fmt: skip
     claims=claims,

@@ -12,5 +12,12 @@ from . import (
 )
 from .common import Experiment
 
-MODULES = (state_tracking, associative_recall, variable_length_classification, streaming_forecast, seasonal_forecast, language_model)
+MODULES = (
+    state_tracking,
+    associative_recall,
+    variable_length_classification,
+    streaming_forecast,
+    seasonal_forecast,
+    language_model,
+)
 EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

@@ -15,7 +15,7 @@ MATRIX, KERNEL, ORDER, STATE, GRID = (
     "csrc/device/kernel.cuh",
     "csrc/device/memory_order.cuh",
     "csrc/mlstm/walk/state.cuh",
-    "csrc/slstm/grid_exchange.cuh",
+    "csrc/slstm/grid/exchange.cuh",
 )
 LOOP = """#pragma unroll
       for (int i = 0; i < OUTPUT_TILES; ++i) {

@@ -117,15 +117,12 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile
 
 template <typename Real>
 void forward(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
-  using slstm::ForgetGate;
-  const bool save = p.saved_gates != nullptr;
-  if (p.shape.forget_gate == ForgetGate::kSigmoid) {
-    save ? forward_tile<ForgetGate::kSigmoid, true>(p, tile, packed, scratch)
-         : forward_tile<ForgetGate::kSigmoid, false>(p, tile, packed, scratch);
-  } else {
-    save ? forward_tile<ForgetGate::kExp, true>(p, tile, packed, scratch)
-         : forward_tile<ForgetGate::kExp, false>(p, tile, packed, scratch);
-  }
+  slstm::with_forget_gate(p.shape.forget_gate, [&](auto gate) {
+    if (p.saved_gates)
+      forward_tile<decltype(gate)::value, true>(p, tile, packed, scratch);
+    else
+      forward_tile<decltype(gate)::value, false>(p, tile, packed, scratch);
+  });
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
-// grid_exchange.cuh - how the blocks of one group hand h and dh to each other through L2, in one cooperative launch.
+// grid/exchange.cuh - how the blocks of one group hand h and dh to each other through L2, in one cooperative launch.
 //
 // Groups never wait for each other, and there is no grid-wide barrier: counters per block, which only grow (zeroed before the
-// launch), and red.release / ld.acquire on them. All blocks of a launch are resident (grid_plan.cuh), so a waiting block is
-// waited for by nobody who could not run.
+// launch), and red.release / ld.acquire on them. All blocks of a launch are resident (plan.cuh), so the block that
+// is waited for runs.
 //
 // Forward. h goes through the output itself, every element is written once: there is nothing to overwrite early.
 //   owner     st h (cell warp)  ->  __syncwarp  ->  red.release.gpu counter[owner] += 1     (lane 0, once per cell warp and step)
@@ -24,19 +24,14 @@
 //   owner's product warps red.release their pieces of e - 1, to every block  ->  the sender's cell warps acquire e - 1  ->  the
 //   sender's __syncthreads  ->  its product warps write e. So no further signal is needed.
 #pragma once
-#include "device/memory_order.cuh"
+#include <type_traits>
+
 #include "device/vector.cuh"
 #include "device/wait.cuh"
-#include "slstm/kernels.h"
-#include "slstm/split_geometry.cuh"
+#include "slstm/grid/counters.cuh"
+#include "slstm/split/geometry.cuh"
 
 namespace xlstm::slstm {
-
-constexpr int kCounterPitch = 8;  // 32 bytes: the counters of two blocks share no sector. Forward uses one, backward two.
-
-XLSTM_DEVICE bool reached(const uint32_t* counter, uint32_t target XLSTM_SITE) {
-  return int32_t(device::load_acquire(counter XLSTM_FORWARD_SITE) - target) >= 0;
-}
 
 template <class Product>
 struct GridForwardExchange {
@@ -46,9 +41,14 @@ struct GridForwardExchange {
   static_assert(Product::STEP % UNITS == 0 || UNITS % Product::STEP == 0, "a step's inputs belong to whole blocks");
   static_assert(Product::STEPS * OWNERS < 32, "one lane per owner, and one for the block itself");
 
+  static constexpr int kPartFloats = 0;  // h goes through the output
+
   const KernelForward& p;
   const SplitPlace& place;
   uint32_t* counters;  // of the group, [rank * kCounterPitch]
+
+  XLSTM_DEVICE GridForwardExchange(const KernelForward& params, const SplitPlace& at, uint32_t* counters_of_group, float*)
+      : p(params), place(at), counters(counters_of_group) {}
 
   XLSTM_DEVICE void receive(uint4 (&operand)[Product::STEPS], int e, const Product& product, int length, int64_t row_at) const {
     const int lane = product.lane, DH = int(p.shape.DH);
@@ -76,32 +76,31 @@ template <class Product>
 struct GridBackwardExchange {
   static constexpr int UNITS = Product::UNITS, PIECES = UNITS / 16;
   static constexpr int kPartFloats = UNITS * kSplitRows;  // what one block sends another in one step
+  static constexpr int64_t kMostBlocks = ceil_divide(Product::MAX_DH, UNITS);
+  // The compiler keeps the address of every target over the loop: as 64-bit places they spilled on sm_100.
+  static_assert(2 * kMostBlocks * kMostBlocks * kPartFloats < int64_t(1) << 31, "32 bits hold a place in the parts of a group");
 
   const SplitPlace& place;
   uint32_t* counters;  // of the group
   float* parts;        // of the group, [2][owner][sender][PIECES][row pair][16 units][2 rows]
   uint32_t pieces;     // that this block waits for in one step, of all senders
 
-  XLSTM_DEVICE GridBackwardExchange(const SplitPlace& at, uint32_t* counters_, float* parts_, int DH)
-      : place(at), counters(counters_), parts(parts_) {
-    pieces = uint32_t(place.blocks * min(PIECES, ceil_divide(DH - place.rank * UNITS, 16)));
+  XLSTM_DEVICE GridBackwardExchange(const KernelBackward& p, const SplitPlace& at, uint32_t* counters_of_group,
+                                    float* parts_of_group)
+      : place(at), counters(counters_of_group), parts(parts_of_group) {
+    pieces = uint32_t(place.blocks * min(PIECES, ceil_divide(int(p.shape.DH) - place.rank * UNITS, 16)));
   }
   XLSTM_DEVICE uint32_t* counter(int owner, int e) const { return counters + owner * kCounterPitch + e % 2; }
   XLSTM_DEVICE uint32_t complete(int e) const { return uint32_t(e + 1) / 2 * pieces; }  // what it counts once e has arrived
   XLSTM_DEVICE float* part(int e, int owner, int sender) const {
-    return parts + ((int64_t(e % 2) * place.blocks + owner) * place.blocks + sender) * kPartFloats;
+    return parts + ((e % 2 * place.blocks + owner) * place.blocks + sender) * kPartFloats;
   }
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
     if (device::lane_id() == 0) device::wait_until([&] { return reached(counter(place.rank, e), complete(e)); });
     __syncwarp();
     const float* from = part(e, place.rank, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
-    float2 sum{0.0f, 0.0f};
-#pragma unroll 8
-    for (int sender = 0; sender < place.blocks; ++sender) {
-      const float2 one = device::load_relaxed_vector<float2>(from + sender * kPartFloats);
-      sum.x += one.x, sum.y += one.y;
-    }
-    return sum;
+    return sum_of_parts<8>(place.blocks,
+                           [&](int rank) { return device::load_relaxed_vector<float2>(from + rank * kPartFloats); });
   }
   XLSTM_DEVICE void after_barrier(int) const {}
   template <class Vector>
@@ -114,5 +113,9 @@ struct GridBackwardExchange {
     if (lane < Product::SENT && 16 * product.target(lane) < DH) device::add_release(counter(product.target(lane) / PIECES, e), 1);
   }
 };
+
+template <class Product>
+using GridExchange = std::conditional_t<std::is_same_v<typename Product::Params, KernelForward>, GridForwardExchange<Product>,
+                                        GridBackwardExchange<Product>>;
 
 }  // namespace xlstm::slstm

@@ -1,4 +1,4 @@
-// split_forward.cuh - S1-S3 over all steps of one group (split_geometry.cuh), the same for the cluster and the grid kernel.
+// split/forward.cuh - S1-S3 over all steps of one group (geometry.cuh), the same for the cluster and the grid kernel.
 //
 // Per step:  exchange.receive   h_{t-1} of the whole head, each warp its K groups, straight into mma registers
 //            product.multiply   partial sums of the block's gates into shared memory
@@ -10,14 +10,15 @@
 #pragma once
 #include "device/convert.cuh"
 #include "slstm/cell.cuh"
-#include "slstm/kernels.h"
-#include "slstm/split_geometry.cuh"
-#include "slstm/unit_words.cuh"
+#include "slstm/dispatch.h"
+#include "slstm/split/concept.h"
+#include "slstm/words.cuh"
 
 namespace xlstm::slstm {
 
 template <class Product, class Exchange>
-XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place, Product& product, Exchange& exchange) {
+XLSTM_DEVICE void split_pass(const KernelForward& p, const SplitPlace& place, Product& product, Exchange& exchange) {
+  static_assert(serve_forward<Product, Exchange>(), "concept.h");
   using Element = typename Product::Element;
   constexpr int UNITS = Product::UNITS, STEPS = Product::STEPS;
   const Shape& shape = p.shape;
@@ -91,9 +92,9 @@ XLSTM_DEVICE void split_forward(const KernelForward& p, const SplitPlace& place,
         if (fresh) state = cell_state(0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) raw[gate] += device::to_float(ahead[gate]);
-        h = shape.forget_gate == ForgetGate::kSigmoid
-                ? cell_forward<ForgetGate::kSigmoid>(raw[0], raw[1], raw[2], raw[3], state, saved)
-                : cell_forward<ForgetGate::kExp>(raw[0], raw[1], raw[2], raw[3], state, saved);
+        h = with_forget_gate(shape.forget_gate, [&](auto gate) {
+          return cell_forward<decltype(gate)::value>(raw[0], raw[1], raw[2], raw[3], state, saved);
+        });
       }
       const Element rounded = device::from_float<Element>(h);
       if (active) static_cast<Element*>(p.h)[at] = rounded;

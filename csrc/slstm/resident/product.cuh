@@ -1,9 +1,9 @@
-// resident_product.cuh - R of one head, on chip for a whole launch, times the h or dg of eight rows.
+// resident/product.cuh - R of one head, on chip for a whole launch, times the h or dg of eight rows.
 //
 // Tensor cores (bfloat16, float16): mma m16n8k16, A = R in registers, B = the eight rows from shared memory (ldmatrix), N = rows.
-//   A is permuted so that a thread's sums are what its cells need.  Forward: tile (p, q) of a warp holds in row g gate 2q and in
-//   row g + 8 gate 2q + 1 of unit P * (8 * warp + g) + p.  Backward: row g is unit 16 * warp + 2 g, row g + 8 the next one, and
-//   k = 4 * out + gate, so that a thread's dg of two units is one 16-byte store.
+//   A is permuted so that a thread's sums are what its cells need.  Forward: tile (u, q) of a warp holds in row g gate 2q and in
+//   row g + 8 gate 2q + 1 of unit UNITS * (8 * warp + g) + u.  Backward: row g is unit 16 * warp + 2 g, row g + 8 the next one,
+//   and k = 4 * out + gate, so that a thread's dg of two units is one 16-byte store.
 // FMA (float32): R in shared memory as float4 {i, f, z, o}, the thread sums four gates (forward) or over them (backward); sums in
 //   float32, so a product is as exact as float32 is.
 // Either way a thread owns rows 2t, 2t + 1 of the tile (t = lane % 4) and the units at g = lane / 4.
@@ -11,7 +11,7 @@
 #include "device/fragment.cuh"
 #include "device/matrix.cuh"
 #include "slstm/kernels.h"
-#include "slstm/unit_words.cuh"
+#include "slstm/words.cuh"
 
 namespace xlstm::slstm {
 
@@ -29,24 +29,24 @@ XLSTM_DEVICE float4 load_R_gates(const float* R, const Shape& shape, int head, i
   return float4{R[0], R[gate], R[2 * gate], R[3 * gate]};
 }
 
-// sums[p][q][2 (gate % 2) + e] += R_gate[unit + p] . h[row 2t + e], gate = 2q + gate % 2.
-template <class Element, int DH, int P>
+// sums[u][q][2 (gate % 2) + e] += R_gate[unit + u] . h[row 2t + e], gate = 2q + gate % 2.
+template <class Element, int DH, int UNITS>
 struct TensorForwardProduct {
   static constexpr int K = DH / 16, PITCH = DH + 8;  // of h and x in shared memory: rows of 16 bytes mod 128, so no bank conflict
   struct Shared {};
-  uint32_t A[P][2][K][4];
+  uint32_t A[UNITS][2][K][4];
 
   XLSTM_DEVICE void load(Shared&, const KernelForward& p, int head, int warp, int lane) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
-      for (int u = 0; u < P; ++u) {
+      for (int u = 0; u < UNITS; ++u) {
 #pragma unroll
         for (int q = 0; q < 2; ++q) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const device::Coordinate at = device::a_coordinate(lane, 2 * e);
-            const int gate = 2 * q + at.row / 8, unit = P * (8 * warp + at.row % 8) + u;
+            const int gate = 2 * q + at.row / 8, unit = UNITS * (8 * warp + at.row % 8) + u;
             A[u][q][k][e] = load_R_pair(static_cast<const Element*>(p.R), p.shape, head, gate, unit, 16 * k + at.column);
           }
         }
@@ -55,7 +55,8 @@ struct TensorForwardProduct {
   }
   // h (8, PITCH).  between(i), i = 0, 1, 2, is other work of the step, put where the tensor cores leave the issue slots free.
   template <class Between>
-  XLSTM_DEVICE void multiply(float (&sums)[P][2][4], const Shared&, const Element* h, int, int lane, Between&& between) const {
+  XLSTM_DEVICE void multiply(float (&sums)[UNITS][2][4], const Shared&, const Element* h, int, int lane,
+                             Between&& between) const {
     const device::Coordinate at = device::b_ldmatrix_k32_row(lane);
     const Element* row = h + at.row * PITCH + at.column;
 #pragma unroll
@@ -64,12 +65,12 @@ struct TensorForwardProduct {
       device::ldmatrix_x4(w, row + 16 * k);
       const uint32_t b0[2] = {w[0], w[1]}, b1[2] = {w[2], w[3]};
 #pragma unroll
-      for (int u = 0; u < P; ++u) {
+      for (int u = 0; u < UNITS; ++u) {
 #pragma unroll
         for (int q = 0; q < 2; ++q) device::mma_m16n8k16<Element>(sums[u][q], A[u][q][k], b0);
       }
 #pragma unroll
-      for (int u = 0; u < P; ++u) {
+      for (int u = 0; u < UNITS; ++u) {
 #pragma unroll
         for (int q = 0; q < 2; ++q) device::mma_m16n8k16<Element>(sums[u][q], A[u][q][k + 1], b1);
       }

@@ -1,4 +1,4 @@
-// cluster_exchange.cuh - how the blocks of one group, a cluster, hand h and dh to each other through distributed shared memory.
+// cluster/exchange.cuh - how the blocks of one group, a cluster, hand h and dh to each other through distributed shared memory.
 //
 // Two receive buffers in every block, and one mbarrier for each. Exchange e = 1, 2, ... uses buffer and barrier e % 2. One phase
 // of a barrier completes when
@@ -25,11 +25,13 @@
 // Start: mbarrier.init -> fence.mbarrier_init.release.cluster -> cluster barrier, so no block sends to one that has not begun.
 // End: a cluster barrier, so that no block leaves while another one's operation on its shared memory is under way.
 #pragma once
+#include <type_traits>
+
 #include "device/cluster.cuh"
 #include "device/mbarrier.cuh"
 #include "device/vector.cuh"
 #include "slstm/kernels.h"
-#include "slstm/split_geometry.cuh"
+#include "slstm/split/geometry.cuh"
 
 namespace xlstm::slstm {
 
@@ -62,7 +64,7 @@ struct ClusterBarriers {
   }
 };
 
-// Receive buffers: packets of eight units of one row in the order of split_product.cuh, [2][step of 32 units][row][4].
+// Receive buffers: packets of eight units of one row in the order of split/product.cuh, [2][step of 32 units][row][4].
 template <class Product>
 struct ClusterForwardExchange {
   using Element = typename Product::Element;
@@ -133,13 +135,7 @@ struct ClusterBackwardExchange {
   XLSTM_DEVICE float2 receive(int e, int row_pair, int unit) const {
     barriers.wait(e);
     const float* from = part(e, 0) + (unit / 16 * 64 + row_pair * 16 + unit % 16) * 2;
-    float2 sum{0.0f, 0.0f};
-#pragma unroll 4
-    for (int sender = 0; sender < barriers.blocks; ++sender) {
-      const float2 one = device::load_word<float2>(from + sender * kPartFloats);
-      sum.x += one.x, sum.y += one.y;
-    }
-    return sum;
+    return sum_of_parts<4>(barriers.blocks, [&](int rank) { return device::load_word<float2>(from + rank * kPartFloats); });
   }
   XLSTM_DEVICE void after_barrier(int e) const { barriers.arrive(e, bytes); }
   XLSTM_DEVICE void send(int e, int piece, int at, const float4& v) const {
@@ -149,5 +145,9 @@ struct ClusterBackwardExchange {
   }
   XLSTM_DEVICE void sent(int, const Product&, int) const {}
 };
+
+template <class Product>
+using ClusterExchange = std::conditional_t<std::is_same_v<typename Product::Params, KernelForward>,
+                                           ClusterForwardExchange<Product>, ClusterBackwardExchange<Product>>;
 
 }  // namespace xlstm::slstm

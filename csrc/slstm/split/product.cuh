@@ -1,4 +1,4 @@
-// split_product.cuh - a block's rows of R on chip, times h (forward) or dg (backward), on tensor cores (bfloat16, float16).
+// split/product.cuh - a block's rows of R on chip, times h (forward) or dg (backward), on tensor cores (bfloat16, float16).
 //
 // mma m16n8k16: A = R, B = the eight rows of the batch. K is permuted so that one 16-byte packet of eight consecutive elements of
 // a row is both b registers of two mma: lane (g, t) = (lane / 4, lane % 4) holds k = 32 j + 8 t .. + 7 of row g, and mma m = 0, 1
@@ -14,12 +14,13 @@
 #include "device/matrix.cuh"
 #include "device/vector.cuh"
 #include "slstm/kernels.h"
-#include "slstm/split_geometry.cuh"
+#include "slstm/split/geometry.cuh"
 
 namespace xlstm::slstm {
 
 template <class Element_, int UNITS_, int WARPS_, int ROW_GROUPS, int STEPS_, int HELD>
 struct TensorForward {
+  using Params = KernelForward;
   using Element = Element_;
   static constexpr int UNITS = UNITS_, WARPS = WARPS_, THREADS = 32 * WARPS;
   static constexpr int STEP = 32, STEPS = STEPS_;                                      // inputs per step; steps per warp, at most
@@ -143,6 +144,7 @@ struct TensorForward {
 
 template <class Element_, int UNITS_, int WARPS_, int TILES_, int HELD>
 struct TensorBackward {
+  using Params = KernelBackward;
   using Element = Element_;
   static constexpr int UNITS = UNITS_, WARPS = WARPS_, THREADS = 32 * WARPS;
   static constexpr int STEPS = UNITS / 8, TILES = TILES_;  // steps of 32 k; tiles of 16 inputs per warp, at most

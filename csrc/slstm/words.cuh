@@ -1,4 +1,4 @@
-// unit_words.cuh - the neighbouring units that one thread holds, as one register: two of 16 bits, one of 16, or one of 32.
+// words.cuh - the neighbouring units that one thread holds, as one register: two of 16 bits, one of 16, or one of 32.
 #pragma once
 #include <cstring>
 #include <type_traits>
@@ -36,7 +36,8 @@ struct UnitWord {
 template <class Element>
 struct TailWords {
   using Tail = std::conditional_t<sizeof(Element) == 4, float, __half>;
-  static constexpr int WORDS = int(sizeof(Tail));  // per unit
+  static constexpr int WORDS = int(sizeof(Tail));     // per unit
+  static constexpr int SF_WORD = WORDS == 4 ? 1 : 0;  // whose uppermost bit is the sign of sf
 
   static XLSTM_DEVICE void pack(uint32_t* words, float d, float sf, float u, float w) {
     if constexpr (WORDS == 4) {

@@ -1,4 +1,4 @@
-// split_backward.cuh - S4 over all steps of one group, last step first, the same for the cluster and the grid kernel.
+// split/backward.cuh - S4 over all steps of one group, last step first, the same for the cluster and the grid kernel.
 //
 // The blocks own the units that they own in forward, and the same slice of R, transposed: a block multiplies its own dg by it and
 // gets a part of dh of every unit of the head. These parts are sent to the owners, who add them in the order of the ranks
@@ -14,9 +14,8 @@
 #pragma once
 #include "device/convert.cuh"
 #include "slstm/cell.cuh"
-#include "slstm/kernels.h"
-#include "slstm/split_geometry.cuh"
-#include "slstm/unit_words.cuh"
+#include "slstm/split/concept.h"
+#include "slstm/words.cuh"
 
 namespace xlstm::slstm {
 
@@ -94,7 +93,8 @@ struct BackwardCell {
 };
 
 template <class Product, class Exchange>
-XLSTM_DEVICE void split_backward(const KernelBackward& p, const SplitPlace& place, Product& product, Exchange& exchange) {
+XLSTM_DEVICE void split_pass(const KernelBackward& p, const SplitPlace& place, Product& product, Exchange& exchange) {
+  static_assert(serve_backward<Product, Exchange>(), "concept.h");
   using Element = typename Product::Element;
   constexpr int UNITS = Product::UNITS;
   const Shape& shape = p.shape;

@@ -1,4 +1,4 @@
-// split_product_float32.cuh - the products of split_product.cuh in float32, by FMA: as exact as float32 is (TF32 is not).
+// split/product_float32.cuh - the products of product.cuh in float32, by FMA: as exact as float32 is (TF32 is not).
 //
 //   forward   a warp has every K group-th step of 16 inputs. A lane sums rows `lane` and `lane + 32` of the block's 64
 //             (row = gate UNITS + unit) for the eight rows of the batch; the packets of the step, four inputs each, go to the
@@ -8,7 +8,7 @@
 #pragma once
 #include "device/vector.cuh"
 #include "slstm/kernels.h"
-#include "slstm/split_geometry.cuh"
+#include "slstm/split/geometry.cuh"
 
 namespace xlstm::slstm {
 
@@ -21,6 +21,7 @@ XLSTM_DEVICE float4 as_floats(const uint4& w) {
 
 template <int STEPS_, int HELD_STEPS>
 struct FmaForward {
+  using Params = KernelForward;
   using Element = float;
   static constexpr int UNITS = 16, WARPS = 8, THREADS = 32 * WARPS, K_GROUPS = WARPS;
   static constexpr int STEP = 16, STEPS = STEPS_;  // inputs per step; steps per warp, at most
@@ -136,6 +137,7 @@ struct FmaForward {
 
 template <int TILES_, int HELD_TILES>
 struct FmaBackward {
+  using Params = KernelBackward;
   using Element = float;
   static constexpr int UNITS = 16, WARPS = 8, THREADS = 32 * WARPS;
   static constexpr int TILES = TILES_, SENT = 2 * TILES;  // tiles of 32 inputs per warp, at most; targets of 16 inputs
