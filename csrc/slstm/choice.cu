@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "common/dispatch.h"
 #include "device/limits.cuh"
 #include "slstm/cell.cuh"
-#include "slstm/dispatch.h"
 
 namespace xlstm::slstm {
 namespace {

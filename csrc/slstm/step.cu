@@ -7,12 +7,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/dispatch.h"
 #include "device/convert.cuh"
 #include "device/launch.cuh"
 #include "device/packed.cuh"
 #include "device/vector.cuh"
 #include "slstm/cell.cuh"
-#include "slstm/dispatch.h"
 #include "slstm/kernels.h"
 
 namespace xlstm::slstm {

@@ -6,9 +6,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/dispatch.h"
 #include "device/launch.cuh"
 #include "slstm/cluster/exchange.cuh"
-#include "slstm/dispatch.h"
 #include "slstm/split/concept.h"
 
 namespace xlstm::slstm {

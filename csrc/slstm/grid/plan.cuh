@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/dispatch.h"
 #include "device/launch.cuh"
-#include "slstm/dispatch.h"
 #include "slstm/grid/counters.cuh"
 #include "slstm/grid/exchange.cuh"
 #include "slstm/split/concept.h"

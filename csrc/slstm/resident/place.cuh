@@ -4,9 +4,9 @@
 #pragma once
 #include <string>
 
+#include "common/dispatch.h"
 #include "device/fragment.cuh"
 #include "device/launch.cuh"
-#include "slstm/dispatch.h"
 #include "slstm/sequence_rows.cuh"
 
 namespace xlstm::slstm {

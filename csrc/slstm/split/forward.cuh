@@ -8,9 +8,9 @@
 // x of step t + 1 is requested in step t, behind the publication; what is saved is stored there too.
 // A row that has ended, or does not exist, multiplies zeros: the rows of an mma's N never mix, so neither do their NaN.
 #pragma once
+#include "common/dispatch.h"
 #include "device/convert.cuh"
 #include "slstm/cell.cuh"
-#include "slstm/dispatch.h"
 #include "slstm/split/concept.h"
 #include "slstm/words.cuh"
 
