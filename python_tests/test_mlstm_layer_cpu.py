@@ -1,4 +1,4 @@
-"""The native passes around the recurrence of an mLSTM layer: equal to the modules, gradients, NaN, threads, who asks for modules."""
+"""The native passes around the recurrence of an mLSTM layer: equal to the modules, gradients, NaN, threads, what they refuse."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_what_is_not_plain_asks_for_modules(change, native_calls):
         try:
             layer(torch.randn(2, 5, 32))
         except RuntimeError as error:  # PyTorch's own, about two dtypes in one product
-            assert "dtype" in str(error) or "Half" in str(error)  # noqa: PT017
+            assert "dtype" in str(error) or "Half" in str(error)
     assert not native_calls
 
 

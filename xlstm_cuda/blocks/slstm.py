@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .. import functional
-from ..states import SLSTMState, state_dtype
 from ..ops import block_step_cpu
+from ..states import SLSTMState, state_dtype
 from ..weights import are_plain, fill_, under_autocast
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
@@ -381,7 +381,7 @@ class sLSTMBlock(ResidualBlock):
             *[gate._parameters["weight"] for gate in gates], *cell._parameters.values(), group_norm.weight, *of_ffn,
         ]  # fmt: skip
         held, before, config = state.get("conv_state"), state.get("slstm_state"), self.config.slstm
-        if (before is not None and not isinstance(before, Tensor)) or None in weights[1:3] and taps is not None:
+        if (before is not None and not isinstance(before, Tensor)) or (None in weights[1:3] and taps is not None):
             return None
         whole = block_step_cpu.slstm(
             x, (config.embedding_dim, config.num_heads, config.conv1d_kernel_size, 0 if ffn is None else ffn.config._proj_up_dim),

@@ -63,8 +63,8 @@ def mlstm(
     """An mLSTM block: y (B, 1, D), the last inputs (B, K, I) and the official C, n, m, after x (B, 1, D).
 
     sizes: D, I, NH, K, width. eps: of the block's norm and of the heads'. weights: norm, up, its bias, down, its bias, then
-    MLSTMLayerWeights. held: the inputs before, (B, K or K-1, I), and ``state`` C, n, m; None is fresh. With ``in_place`` the given
-    tensors hold the new state.
+    MLSTMLayerWeights. held: the inputs before, (B, K or K-1, I), and ``state`` C, n, m; None is fresh. With ``in_place`` the
+    given tensors hold the new state.
     """
     D, I, NH, K, width = sizes
     B, dtype, DH = x.shape[0], x.dtype, I // NH
@@ -110,8 +110,9 @@ def slstm(
 ) -> tuple[Tensor, Tensor | None, Tensor] | None:
     """An sLSTM block: y (B, 1, D), the last inputs (B, K, D), None for K = 0, and the official state (4, B, D) of h, c, n, m.
 
-    sizes: D, NH, K, F. eps: of the block's norm, the heads' and the feed-forward network's. weights: the block's norm, conv weight,
-    bias, input weights of i, f, z, o, R, b, the heads' norm; norm, up, its bias, down, its bias of the feed-forward network.
+    sizes: D, NH, K, F. eps: of the block's norm, the heads' and the feed-forward network's. weights: the block's norm, conv
+    weight, bias, input weights of i, f, z, o, R, b, the heads' norm; norm, up, its bias, down, its bias of the feed-forward
+    network.
     """
     D, NH, K, F = sizes
     B, dtype = x.shape[0], x.dtype
