@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..native import _C
-from .launch import CPUCall
+from .launch import CPUCall, addresses
 from .library import must_dispatch
 from .mlstm_layer_cpu import weight_shapes
 
@@ -38,19 +38,6 @@ def usable(x: Tensor) -> bool:
     )
 
 
-def addresses(operands: Sequence[Tensor | None], shapes: Shapes, dtype: torch.dtype) -> tuple[int, ...] | None:
-    """Of operands that lie as the call reads them; 0 for None."""
-    found = []
-    for x, shape in zip(operands, shapes):
-        if x is None:
-            found.append(0)
-        elif x.dtype is dtype and x.is_cpu and x.shape == shape and x.is_contiguous() and not x.is_neg():
-            found.append(x.data_ptr())
-        else:
-            return None
-    return tuple(found)
-
-
 def mlstm(
     x: Tensor,
     sizes: tuple[int, int, int, int, int],
@@ -72,7 +59,7 @@ def mlstm(
     read = None if expected is None else addresses(weights, expected, dtype)
     shapes = (B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1)
     if state is None:
-        state, own = [torch.zeros(shape, dtype=dtype) for shape in shapes], True
+        state, own = [x.new_zeros(shape) for shape in shapes], True
     else:
         own = in_place
     steps = K if held is None else held.shape[1]
@@ -86,7 +73,7 @@ def mlstm(
     _MLSTM[dtype](
         sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=eps[0], eps=eps[1],
         projections=read[1:5], weights=read[5:], before=before,
-        after=(window.data_ptr(), *[part.data_ptr() for part in last]), y=to_y, threads=torch.get_num_threads(),
+        after=(call.result(window), *[call.result(part) for part in last]), y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
     C, n, m = last
     return y, window, (C, n, m)
@@ -130,7 +117,7 @@ def slstm(
     _SLSTM[dtype](
         sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=eps[0], eps=eps[1], ffn_eps=eps[2],
         weights=read[1:10], feed_forward=read[10:], before=before,
-        after=(0 if window is None else window.data_ptr(), last.data_ptr()), y=to_y, threads=torch.get_num_threads(),
+        after=(call.result(window), call.result(last)), y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
     return y, window, last
 

@@ -164,7 +164,7 @@ class _Layer:
 
 def _starts(cu_seqlens: Tensor, S: int) -> Tensor:
     """bool (1, S), True at the first step of every sequence."""
-    starts = torch.zeros(S + 1, dtype=torch.bool)
+    starts = cu_seqlens.new_zeros(S + 1, dtype=torch.bool)
     starts[cu_seqlens.long().clamp(0, S)] = True
     return starts[:S].unsqueeze(0)
 
