@@ -165,7 +165,7 @@ class CPUCall(Call):
 
 
 def addresses(operands: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> tuple[int, ...] | None:
-    """Of operands of a CPU call that lie as it reads them, 0 for None; None where one does not, because nothing is copied here."""
+    """Of operands of a CPU call that lie as it reads them, 0 for None. None where one does not: nothing is copied here."""
     found = []
     for x, shape in zip(operands, shapes):
         if x is None:
