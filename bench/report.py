@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import profile, records, table
+from . import busy, profile, records, table
 from .checkout import ROOT
 from .environment import title
 from .records import Record
@@ -69,6 +69,8 @@ def section(where: Path, found: Sequence[Record]) -> str:
         lines += ["### Share of the roofline", "", f"![roofline]({os.path.relpath(picture, PAGE.parent)})\n"]
     if (file := where / profile.FILE).exists():
         lines += profile_lines(json.loads(file.read_text()))
+    if (file := where / busy.FILE).exists():
+        lines += busy_lines(json.loads(file.read_text()))
     return "\n".join(lines)
 
 
@@ -138,6 +140,13 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
         largest = ", ".join(f"{operator} {share:.1%}" for operator, share in list(one["rest"].items())[:5])
         lines.append(f"| {name} | {one['ms']:.2f} | {one['recurrences']:.1%} | {one['matmuls']:.1%} | {rest:.1%} | {largest} |")
     return [*lines, ""]
+
+
+def busy_lines(found: dict[str, Any]) -> list[str]:
+    """How training goes on beside other processes."""
+    command = f"{found['steps']} steps of `python -m xlstm_cuda train`, process start included, medians of {found['rounds']}"
+    lines = ["### Beside busy processes", "", f"`python -m bench busy`, commit {found['commit']}: {command}.", ""]
+    return [*lines, *(f"- {line}" for line in busy.lines(found)), ""]
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def test_a_state_or_weight_that_does_not_fit_is_named_by_the_modules(kind, nativ
     x = torch.randn(1, 1, block.xlstm_norm.dim)
     with torch.no_grad():
         _, state = block.step(torch.randn(2, 1, block.xlstm_norm.dim))
-        with pytest.raises(ValueError, match="conv_state: got shape|_state"):
+        with pytest.raises(ValueError, match=r"conv_state: got shape|_state"):
             block.step(x, state)
         with pytest.raises(ValueError, match="state: got keys"):
             block.step(x, {"other": None})

@@ -1,4 +1,4 @@
-"""The native passes around the recurrence of an mLSTM layer: equal to the modules, gradients, NaN, threads, who asks for modules."""
+"""The native passes around the recurrence of an mLSTM layer: equal to the modules, gradients, NaN, threads, what they refuse."""
 
 from __future__ import annotations
 

@@ -38,17 +38,18 @@ int threads_for(const MlstmLayer<Real>& p, int threads) {
   return p.B * p.S * p.I < kWorthThreads ? 1 : threads;
 }
 
-template <typename Real>
-std::vector<Real> packed_weights(const MlstmLayer<Real>& p) {
-  std::vector<Real> packed(XLSTM_OF_ISA(packed_size<Real>)(p));
-  XLSTM_OF_ISA(pack<Real>)(p, packed.data());
+template <typename Pass>
+std::vector<NumberOf<Pass>> packed_weights(const Pass& pass) {
+  using Real = NumberOf<Pass>;
+  std::vector<Real> packed(XLSTM_OF_ISA(packed_size<Real>)(pass.layer));
+  XLSTM_OF_ISA(pack<Real>)(pass.layer, Pass::kReads, packed.data());
   return packed;
 }
 
 template <typename Pass>
 void forward(const Pass& pass, int threads) {
   auto* const segment = XLSTM_OF_ISA(layer_segment<Pass>);
-  const auto packed = packed_weights(pass.layer);
+  const auto packed = packed_weights(pass);
   const Segments segments(pass.layer, kShortest, pass.layer.S);
   parallel_for(segments.count(), threads_for(pass.layer, threads),
                [&](int64_t index) { segment(pass, segments.at(index), packed.data(), nullptr); });
@@ -57,7 +58,7 @@ void forward(const Pass& pass, int threads) {
 template <typename Pass>
 void backward(const Pass& pass, int threads) {
   auto* const segment = XLSTM_OF_ISA(layer_segment<Pass>);
-  const auto packed = packed_weights(pass.layer);
+  const auto packed = packed_weights(pass);
   const Segments segments(pass.layer, kSumsAtLeastFor, (kMostSegments + pass.layer.B - 1) / std::max<int64_t>(pass.layer.B, 1));
   const int64_t size = XLSTM_OF_ISA(sums_size<Pass>)(pass);
   std::vector<NumberOf<Pass>> sums(std::max<int64_t>(segments.count(), 1) * size);

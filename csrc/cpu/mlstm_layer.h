@@ -34,10 +34,14 @@ void read(R& r, MlstmLayer<Real>& p) {
   r("norm_weight", p.norm_weight)("skip", p.skip)("k_scale", p.k_scale)("eps", p.eps);
 }
 
+// What a pass reads of the packed weights: the taps, and q, k, v and the gates in one direction or the other.
+enum class Weights { kTaps, kForward, kBackward };
+
 // All results are contiguous.
 template <typename Real>
 struct MlstmLayerInputs {
   using Number = Real;
+  static constexpr Weights kReads = Weights::kForward;
   MlstmLayer<Real> layer;
   Real *q = nullptr, *k = nullptr, *v = nullptr, *i = nullptr, *f = nullptr;  // (B, S, I), (B, S, NH)
 };
@@ -50,6 +54,7 @@ void read(R& r, MlstmLayerInputs<Real>& p) {
 template <typename Real>
 struct MlstmLayerOutput {
   using Number = Real;
+  static constexpr Weights kReads = Weights::kTaps;
   MlstmLayer<Real> layer;
   const Real* h = nullptr;  // (B, S, I)
   Real* y = nullptr;        // (B, S, I)
@@ -64,6 +69,7 @@ void read(R& r, MlstmLayerOutput<Real>& p) {
 template <typename Real>
 struct MlstmLayerOutputBackward {
   using Number = Real;
+  static constexpr Weights kReads = Weights::kTaps;
   MlstmLayer<Real> layer;
   const Real *h = nullptr, *dy = nullptr;          // (B, S, I)
   Real *dh = nullptr, *dup = nullptr;              // (B, S, I), (B, S, 2 I) of which the half of g is written
@@ -79,6 +85,7 @@ void read(R& r, MlstmLayerOutputBackward<Real>& p) {
 template <typename Real>
 struct MlstmLayerInputsBackward {
   using Number = Real;
+  static constexpr Weights kReads = Weights::kBackward;
   MlstmLayer<Real> layer;
   const Real *q = nullptr, *k = nullptr, *v = nullptr;  // as the forward left them
   const Real *dq = nullptr, *dk = nullptr, *dv = nullptr, *di = nullptr, *df = nullptr, *dy = nullptr;
@@ -124,7 +131,7 @@ using NumberOf = typename Pass::Number;
   template <typename Real>                                                                                       \
   int64_t packed_size(const MlstmLayer<Real>& p);                                                                \
   template <typename Real>                                                                                       \
-  void pack(const MlstmLayer<Real>& p, Real* packed);                                                            \
+  void pack(const MlstmLayer<Real>& p, Weights reads, Real* packed);                                             \
   template <typename Pass>                                                                                       \
   void layer_segment(const Pass& p, const Segment& segment, const NumberOf<Pass>* packed, NumberOf<Pass>* sums); \
   template <typename Pass>                                                                                       \

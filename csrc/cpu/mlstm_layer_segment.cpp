@@ -259,11 +259,9 @@ void inputs_backward_of_tile(const MlstmLayerInputsBackward<Real>& pass, int64_t
     for (int64_t j = 0; j < p.K; ++j) {
       const int64_t from = row - (p.K - 1 - j);  // of the tile
       if (!window.input[j]) continue;
-      Real* const to = from >= own                ? nullptr
-                       : from >= 0                ? da + from * 2 * I
-                       : first + from >= 0        ? nullptr
-                       : pass.dheld && first == 0 ? pass.dheld + (b * (p.K - 1) + p.K - 1 + from) * I
-                                                  : nullptr;
+      // An input of this tile, or one held before the first step; others belong to the tiles beside.
+      Real* to = from >= 0 && from < own ? da + from * 2 * I : nullptr;
+      if (pass.dheld && first + from < 0) to = pass.dheld + (b * (p.K - 1) + p.K - 1 + from) * I;
       const Real* const tap = packed + at.taps() + j * I;
       if (to) {
         for (int64_t d = 0; d < I; d += kLanes<Real>) store(to + d, load(to + d) + load(tap + d) * load(dconv + d));
@@ -425,30 +423,29 @@ int64_t packed_size(const MlstmLayer<Real>& p) {
   return Packed<Real>(p).size();
 }
 
+// Into zeros, which narrow blocks keep beside them.
 template <typename Real>
-void pack(const MlstmLayer<Real>& p, Real* packed) {
+void pack(const MlstmLayer<Real>& p, Weights reads, Real* packed) {
   const Packed<Real> at(p);
   const int64_t I = p.I, J = at.J, G = at.G, w = p.width;
-  std::fill(packed, packed + at.size(), Real(0));
   for (int64_t d = 0; d < I; ++d) {
     for (int64_t j = 0; j < p.K; ++j) packed[at.taps() + j * I + d] = p.conv_weight[d * p.K + j];
   }
+  if (reads == Weights::kTaps) return;
+  const bool forward = reads == Weights::kForward;
   for (int which = 0; which < kProjections; ++which) {
     const Real* const W = weight_of(p, which);
+    Real* const to = packed + (forward ? at.forward(which) : at.backward(which));
     for (int64_t out = 0; out < I; ++out) {
       const int64_t block = out / J * J, first = out / w * w;  // of the joined block, and of the weight's own
       for (int64_t in = first; in < first + w; ++in) {
-        packed[at.forward(which) + block * J + (in - block) * J + out - block] = W[out * w + in - first];
-        packed[at.backward(which) + block * J + (out - block) * J + in - block] = W[out * w + in - first];
+        to[block * J + (forward ? (in - block) * J + out - block : (out - block) * J + in - block)] = W[out * w + in - first];
       }
     }
   }
   for (int64_t gate = 0; gate < 2 * p.NH; ++gate) {
     const Real* const row = gate < p.NH ? p.i_weight + gate * 3 * I : p.f_weight + (gate - p.NH) * 3 * I;
-    for (int64_t d = 0; d < 3 * I; ++d) {
-      packed[at.gates() + d * G + gate] = row[d];
-      packed[at.gate_rows() + gate * 3 * I + d] = row[d];
-    }
+    for (int64_t d = 0; d < 3 * I; ++d) packed[forward ? at.gates() + d * G + gate : at.gate_rows() + gate * 3 * I + d] = row[d];
   }
 }
 
@@ -470,12 +467,12 @@ void add_up(const Pass& p, int64_t segments, NumberOf<Pass>* sums) {
   XLSTM_PASS(Pass, Real)                         \
   template int64_t sums_size(const Pass<Real>&); \
   template void add_up(const Pass<Real>&, int64_t, Real*);
-#define XLSTM_MLSTM_LAYER_OF(Real)                       \
-  template int64_t packed_size(const MlstmLayer<Real>&); \
-  template void pack(const MlstmLayer<Real>&, Real*);    \
-  XLSTM_PASS(MlstmLayerInputs, Real)                     \
-  XLSTM_PASS(MlstmLayerOutput, Real)                     \
-  XLSTM_PASS_WITH_SUMS(MlstmLayerOutputBackward, Real)   \
+#define XLSTM_MLSTM_LAYER_OF(Real)                             \
+  template int64_t packed_size(const MlstmLayer<Real>&);       \
+  template void pack(const MlstmLayer<Real>&, Weights, Real*); \
+  XLSTM_PASS(MlstmLayerInputs, Real)                           \
+  XLSTM_PASS(MlstmLayerOutput, Real)                           \
+  XLSTM_PASS_WITH_SUMS(MlstmLayerOutputBackward, Real)         \
   XLSTM_PASS_WITH_SUMS(MlstmLayerInputsBackward, Real)
 XLSTM_MLSTM_LAYER_OF(float)
 XLSTM_MLSTM_LAYER_OF(double)

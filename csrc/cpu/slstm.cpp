@@ -60,7 +60,8 @@ void launch(const Params& p, const Kernels& kernels, int threads) {
     const int64_t head = index % shape.NH, tile = index / shape.NH;
     const int64_t first = tile * shape.B / tiles, end = (tile + 1) * shape.B / tiles;
     const auto scratch = aligned<Real>(scratch_size(P, end - first));
-    kernels.run(p, RowTile{head, rows.data() + first, end - first}, pack ? packed.get() + head * 4 * P * P : nullptr, scratch.get());
+    kernels.run(p, RowTile{head, rows.data() + first, end - first}, pack ? packed.get() + head * 4 * P * P : nullptr,
+                scratch.get());
   });
 }
 

@@ -1,8 +1,8 @@
 // slstm_backward.cpp - S4 over all steps of a tile, last step first, compiled once per instruction set.
 //
 // Per step: dy = dh + dh_rec, the cells of each row, then dh_rec = R^T dg for all rows of the tile.  dR is left to a matrix
-// product over all steps (dx^T h_prev), below or the caller's; db is summed here, row by row.  Nothing that forward saved is written.
-// Scratch per row, P padded units each: dg (4), db (4), dy, dh_rec, dc, dn.
+// product over all steps (dx^T h_prev), below or the caller's; db is summed here, row by row.  Nothing that forward saved is
+// written. Scratch per row, P padded units each: dg (4), db (4), dy, dh_rec, dc, dn.
 #include "cpu/product.h"
 #include "cpu/slstm_rows.h"
 #include "cpu/tile.h"

@@ -311,12 +311,11 @@ class mLSTMLayer(nn.Module):
         y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
         return y, (C, n.unsqueeze(-1), m[..., None, None])
 
-    def _plain_weights(
-        self, outer: tuple[nn.Module | None, ...] = (), kinds: tuple[type[nn.Module], ...] = ()
-    ) -> MLSTMLayerWeights | None:
+    def _plain_weights(self, outer: tuple[Any, ...] = (), kinds: tuple[type[nn.Module], ...] = ()) -> MLSTMLayerWeights | None:
         """The weights between the two projections where reading them is the same as calling their modules and ``outer`` ones."""
         parts: Any = self._modules
-        conv, q, k, v, cell = self.conv1d, parts["q_proj"], parts["k_proj"], parts["v_proj"], parts["mlstm_cell"]
+        conv: Any = self.conv1d
+        q, k, v, cell = parts["q_proj"], parts["k_proj"], parts["v_proj"], parts["mlstm_cell"]
         if conv is None:
             return None
         taps, (igate, fgate, norm) = conv._modules["conv"], cell._modules.values()
@@ -325,7 +324,7 @@ class mLSTMLayer(nn.Module):
         t, a, b, c, i, f = (module._parameters for module in (taps, q, k, v, igate, fgate))
         return MLSTMLayerWeights(
             t["weight"], t["bias"], a["weight"], b["weight"], c["weight"], q.bias, k.bias, v.bias,
-            i["weight"], f["weight"], i["bias"], f["bias"], norm.weight, self._parameters["learnable_skip"],
+            i["weight"], f["weight"], i["bias"], f["bias"], norm.weight, self.learnable_skip,
         )  # fmt: skip
 
 
@@ -349,8 +348,7 @@ class mLSTMBlock(ResidualBlock):
         weights = layer._plain_weights((self, self._modules["xlstm_norm"], up, down), _OUTER)
         if weights is None or weights.conv_bias is None or dropout.training or not state.keys() <= {"mlstm_state", "conv_state"}:
             return None
-        norm, cell = self._modules["xlstm_norm"], parts["mlstm_cell"]
-        assert norm is not None
+        norm, cell = self.xlstm_norm, parts["mlstm_cell"]
         held, before = state.get("conv_state"), state.get("mlstm_state")
         I, NH = layer.config._inner_embedding_dim, cell.num_heads
         whole = block_step_cpu.mlstm(

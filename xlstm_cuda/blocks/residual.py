@@ -107,7 +107,7 @@ class ResidualBlock(nn.Module):
         return self._feed_forward(x + y), last
 
     def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
-        """The step by one native call on a CPU, equal to that by modules; None where these must be called, or say what is wrong."""
+        """The step by one native call on a CPU, equal to that by modules; None where these must be called."""
         raise NotImplementedError
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..native import _C
-from .launch import CPUCall
+from .launch import CPUCall, addresses
 from .library import must_dispatch
 from .mlstm_layer_cpu import weight_shapes
 
@@ -38,19 +38,6 @@ def usable(x: Tensor) -> bool:
     )
 
 
-def addresses(operands: Sequence[Tensor | None], shapes: Shapes, dtype: torch.dtype) -> tuple[int, ...] | None:
-    """Of operands that lie as the call reads them; 0 for None."""
-    found = []
-    for x, shape in zip(operands, shapes):
-        if x is None:
-            found.append(0)
-        elif x.dtype is dtype and x.is_cpu and x.shape == shape and x.is_contiguous() and not x.is_neg():
-            found.append(x.data_ptr())
-        else:
-            return None
-    return tuple(found)
-
-
 def mlstm(
     x: Tensor,
     sizes: tuple[int, int, int, int, int],
@@ -63,8 +50,8 @@ def mlstm(
     """An mLSTM block: y (B, 1, D), the last inputs (B, K, I) and the official C, n, m, after x (B, 1, D).
 
     sizes: D, I, NH, K, width. eps: of the block's norm and of the heads'. weights: norm, up, its bias, down, its bias, then
-    MLSTMLayerWeights. held: the inputs before, (B, K or K-1, I), and ``state`` C, n, m; None is fresh. With ``in_place`` the given
-    tensors hold the new state.
+    MLSTMLayerWeights. held: the inputs before, (B, K or K-1, I), and ``state`` C, n, m; None is fresh. With ``in_place`` the
+    given tensors hold the new state.
     """
     D, I, NH, K, width = sizes
     B, dtype, DH = x.shape[0], x.dtype, I // NH
@@ -72,7 +59,7 @@ def mlstm(
     read = None if expected is None else addresses(weights, expected, dtype)
     shapes = (B, NH, DH, DH), (B, NH, DH, 1), (B, NH, 1, 1)
     if state is None:
-        state, own = [torch.zeros(shape, dtype=dtype, device="cpu") for shape in shapes], True
+        state, own = [x.new_zeros(shape) for shape in shapes], True
     else:
         own = in_place
     steps = K if held is None else held.shape[1]
@@ -86,7 +73,7 @@ def mlstm(
     _MLSTM[dtype](
         sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=eps[0], eps=eps[1],
         projections=read[1:5], weights=read[5:], before=before,
-        after=(window.data_ptr(), *[part.data_ptr() for part in last]), y=to_y, threads=torch.get_num_threads(),
+        after=(call.result(window), *[call.result(part) for part in last]), y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
     C, n, m = last
     return y, window, (C, n, m)
@@ -110,8 +97,9 @@ def slstm(
 ) -> tuple[Tensor, Tensor | None, Tensor] | None:
     """An sLSTM block: y (B, 1, D), the last inputs (B, K, D), None for K = 0, and the official state (4, B, D) of h, c, n, m.
 
-    sizes: D, NH, K, F. eps: of the block's norm, the heads' and the feed-forward network's. weights: the block's norm, conv weight,
-    bias, input weights of i, f, z, o, R, b, the heads' norm; norm, up, its bias, down, its bias of the feed-forward network.
+    sizes: D, NH, K, F. eps: of the block's norm, the heads' and the feed-forward network's. weights: the block's norm, conv
+    weight, bias, input weights of i, f, z, o, R, b, the heads' norm; norm, up, its bias, down, its bias of the feed-forward
+    network.
     """
     D, NH, K, F = sizes
     B, dtype = x.shape[0], x.dtype
@@ -129,7 +117,7 @@ def slstm(
     _SLSTM[dtype](
         sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=eps[0], eps=eps[1], ffn_eps=eps[2],
         weights=read[1:10], feed_forward=read[10:], before=before,
-        after=(0 if window is None else window.data_ptr(), last.data_ptr()), y=to_y, threads=torch.get_num_threads(),
+        after=(call.result(window), call.result(last)), y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
     return y, window, last
 

@@ -119,6 +119,11 @@ class _MLSTMLayer(torch.autograd.Function):
     jvp = refuse_forward_mode("mlstm")
 
 
+def run_pass(name: str, dtype: torch.dtype, **fields: Any) -> None:
+    """One pass of csrc/cpu/mlstm_layer.h."""
+    _PASSES[name, dtype](**fields)
+
+
 class _Layer:
     """One call of the passes on a layer's operands."""
 
@@ -140,7 +145,7 @@ class _Layer:
         self._alive = starts
 
     def run(self, name: str, **fields: Any) -> None:
-        _PASSES[name, self.dtype](**self.fields, **fields)
+        run_pass(name, self.dtype, **self.fields, **fields)
 
     def empty(self, *shape: int) -> Tensor:
         return self.call.empty(*shape, dtype=self.dtype)
@@ -159,7 +164,7 @@ class _Layer:
 
 def _starts(cu_seqlens: Tensor, S: int) -> Tensor:
     """bool (1, S), True at the first step of every sequence."""
-    starts = torch.zeros(S + 1, dtype=torch.bool, device="cpu")
+    starts = cu_seqlens.new_zeros(S + 1, dtype=torch.bool)
     starts[cu_seqlens.long().clamp(0, S)] = True
     return starts[:S].unsqueeze(0)
 
@@ -170,7 +175,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """y, C, n, m, and h and s q.n for backward."""
     layer = _Layer(up, held, cu_seqlens, eps, MLSTMLayerWeights(*weights))
-    operands = MLSTMOperands(*layer.inputs(), C0, n0, m0, cu_seqlens)
+    operands = MLSTMOperands._make((*layer.inputs(), C0, n0, m0, cu_seqlens))
     h, C, n, m, dot = mlstm_cpu.forward(operands, layer.options(return_state))
     del operands  # q, k, v, before y is there
     y = layer.empty(layer.B, layer.S, layer.I)
@@ -193,7 +198,7 @@ def _backward(
         "output_backward", h=address(h, dtype), dy=address(dy, dtype), dh=result(dh), dup=result(dup),
         dnorm_weight=result(dnorm_weight), dskip=result(dskip),
     )  # fmt: skip
-    operands = MLSTMOperands(*layer.inputs(), C0, n0, m0, cu_seqlens)
+    operands = MLSTMOperands._make((*layer.inputs(), C0, n0, m0, cu_seqlens))
     nothing = h.new_empty(0)
     saved = MLSTMSaved(h, dot, nothing, nothing)
     dq, dk, dv, di, df, dC0, dn0, dm0 = mlstm_cpu.backward(MLSTMIncoming(dh, dC, dn), operands, saved, layer.options(True))
@@ -206,6 +211,5 @@ def _backward(
         dq=result(dq), dk=result(dk), dv=result(dv), di=result(di), df=result(df), dy=address(dy, dtype), dup=result(dup),
         dheld=result(dheld), **{f"d{name}": result(one) for name, one in zip(MLSTMLayerWeights._fields, dweights)},
     )  # fmt: skip
-    if C0 is None:
-        dC0 = dn0 = dm0 = None
-    return dup, dheld, dC0, dn0, dm0, *dweights, None if weights[-2] is None else dnorm_weight, dskip
+    dstate = (None, None, None) if C0 is None else (dC0, dn0, dm0)
+    return dup, dheld, *dstate, *dweights, None if weights[-2] is None else dnorm_weight, dskip
