@@ -23,21 +23,10 @@ OUTSIDE = (
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.md")),
     "bench/results/static/kernels.md",
 )
-#: Pages that are written by a command or come with a part of the package of their own: in the navigation as soon as they exist.
-AWAITED = ("distributed.md", "examples.md", "generation.md", "scale.md")
 LINK = re.compile(r"(```.*?```|`[^`\n]*`)|(\]\()([^)\s#]+)(#[^)\s]*)?\)", re.S)
 MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
 NAMED = re.compile(r"(?<![\w/\">])(?:csrc/\w+/README\.md|docs/[\w-]+\.md)(?![\w\"])")
 NUMBER = re.compile(r"\\tag\{(.*?)\}")
-
-
-def on_config(config: Any) -> Any:
-    lacking = [page for page in AWAITED if not (ROOT / "docs" / page).exists()]
-    for section in config.nav:
-        for entries in section.values():
-            if isinstance(entries, list):
-                entries[:] = [entry for entry in entries if not set(entry.values()) & set(lacking)]
-    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

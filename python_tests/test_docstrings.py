@@ -10,7 +10,7 @@ import sys
 import torch
 
 import xlstm_cuda
-from xlstm_cuda import functional, integrations, packing, simt, states
+from xlstm_cuda import functional, generation, integrations, packing, simt, states
 
 #: Runs the examples of every module of the package, in a process that has not imported any peer.
 EXAMPLES = """
@@ -33,7 +33,7 @@ WITH_EXAMPLES = [
     functional.mlstm, functional.mlstm_step, functional.slstm, functional.slstm_step, xlstm_cuda.sLSTM, xlstm_cuda.mLSTM,
     xlstm_cuda.xLSTMBlockStack, xlstm_cuda.xLSTMLMModel, xlstm_cuda.xLSTMLarge, xlstm_cuda.backends, xlstm_cuda.checkpoints.load,
     xlstm_cuda.MLSTMState, xlstm_cuda.SLSTMState, states.select, states.expand, states.to, states.detach, packing.pack,
-    packing.unpack, packing.from_attention_mask, integrations.Handle, simt.options,
+    packing.unpack, packing.from_attention_mask, generation.generate, states.join, integrations.Handle, simt.options,
 ]  # fmt: skip
 
 

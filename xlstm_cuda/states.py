@@ -142,13 +142,18 @@ def expand(state: Any, n: int) -> Any:
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """The rows of several states of one form, one after the other, as new tensors; at least one. ``parts`` as of `select`."""
+    """The rows of several states of one form, one after the other, as new tensors; at least one. ``parts``: what `select` takes.
+
+    Examples:
+        >>> join([SLSTMState(*torch.randn(4, 2, 4, 8)), SLSTMState(*torch.randn(4, 1, 4, 8))]).h.shape
+        torch.Size([3, 4, 8])
+    """
     columns = zip(*(tensors(part) for part in parts), strict=True)
     return _each(parts[0], lambda _, axis: torch.cat([part for part, _ in next(columns)], axis))
 
 
 def tensors(state: Any) -> list[tuple[Tensor, int]]:
-    """Every tensor of a state, with the axis of its rows. ``state`` as of `select`."""
+    """Every tensor of a state, with the axis of its rows. ``state`` is what `select` takes."""
     found: list[tuple[Tensor, int]] = []
 
     def add(part: Tensor, axis: int) -> Tensor:
