@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bench.environment import environment
 from bench.progress import Progress
+from bench.transformer import TransformerLM
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = ROOT / "runs/examples"  #: where a run by hand leaves its results
@@ -49,7 +50,7 @@ def data_file(package: str, pip_name: str, path: str) -> Path:
 
 
 def train(model: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, report: Callable[[str], None]) -> None:
-    """AdamW on ``loss(step)``: 50 steps of warm-up, the last third of the steps linearly down to nothing, gradients clipped to 1."""
+    """AdamW on ``loss(step)``: 50 steps of warm-up, in the last third linearly down to nothing, gradients clipped to 1."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     model.train()
     for step in range(steps):
@@ -68,6 +69,20 @@ def train(model: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float
 def parameters(model: nn.Module) -> int:
     """How many numbers the model learns."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+class PositionedTransformer(TransformerLM):
+    """The Transformer of bench/ with a learned vector added at each of ``context`` positions."""
+
+    def __init__(self, vocab_size: int, D: int, NH: int, num_blocks: int, context: int):
+        super().__init__(vocab_size, D, NH, num_blocks)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, D))
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.embedding(idx) + self.positions[: idx.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
 
 
 class Layered(nn.Module):
@@ -110,6 +125,11 @@ class Results:
     @property
     def contenders(self) -> list[str]:
         return list(dict.fromkeys(record.contender for record in self.records))
+
+    @property
+    def quick(self) -> bool:
+        """Whether they come from small sizes, where some margins are smaller."""
+        return any(record.quick for record in self.records)
 
     def of(self, contender: str, key: str) -> list[Any]:
         """The values of all seeds."""
@@ -209,7 +229,7 @@ class Experiment:
         except ImportError:
             raise MissingData("matplotlib is not installed: pip install matplotlib") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        style = {"font.size": 11.0, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12.0}
+        style: Any = {"font.size": 11.0, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12.0}
         with matplotlib.rc_context(style):
             figure = Figure(figsize=self.size, dpi=150, layout="constrained")
             self.draw(figure, results)
@@ -219,16 +239,16 @@ class Experiment:
         """The command line of one example."""
         parser = argparse.ArgumentParser(prog=f"python -m examples.{self.name}", description=self.title)
         parser.add_argument("--quick", action="store_true", help="small sizes, seconds instead of minutes")
-        parser.add_argument("--seeds", type=int, default=1, help="how many seeds; docs/examples.md has %d" % self.seeds)
+        parser.add_argument("--seeds", type=int, default=1, help=f"how many seeds (docs/examples.md: {self.seeds})")
         parser.add_argument("--out", type=Path, default=LOCAL, help="folder of the picture and the results")
         arguments = parser.parse_args()
         torch.set_num_threads(1)
         try:
             results = self.run(range(arguments.seeds), arguments.quick)
+            print(self.table(results), end="\n\n", flush=True)
             self.picture(results, arguments.out / f"{self.name}.png")
         except MissingData as error:
             raise SystemExit(f"{self.name}: {error}") from None
-        print(self.table(results), end="\n\n")
         for claim, holds in self.claims(results).items():
             print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
         print(f"picture: {os.path.relpath(arguments.out / self.name)}.png")

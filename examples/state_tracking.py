@@ -96,15 +96,16 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {
+    "parameters": ("parameters", ",.0f"), "at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f"),
+}  # fmt: skip
 EXPERIMENT = Experiment(
     name="state_tracking",
     title="State tracking: products in the group S3",
     about=__doc__ or "",
     contenders=tuple(MODELS),
     measure=measure,
-    columns={
-        "parameters": ("parameters", ",.0f"), "at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f"),
-    },  # fmt: skip
+    columns=COLUMNS,
     claims=claims,
     draw=draw,
     seeds=5,

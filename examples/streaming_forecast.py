@@ -181,17 +181,18 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {
+    "parameters": ("parameters", ",.0f"), "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"), "60 minutes": ("at 60 min", ".2f"),
+    "difference": ("largest difference of steps from one pass", ".0e"), "microseconds": ("µs a step", ".0f"),
+    "bytes": ("bytes of state", ",.0f"),
+}  # fmt: skip
 EXPERIMENT = Experiment(
     name="streaming_forecast",
     title="Streaming forecasts: one value at a time",
     about=__doc__ or "",
     contenders=(*LAYERS, "AR, 24 values", "persistence"),
     measure=measure,
-    columns={
-        "parameters": ("parameters", ",.0f"), "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"), "60 minutes": ("at 60 min", ".2f"),
-        "difference": ("largest difference of steps from one pass", ".0e"), "microseconds": ("µs a step", ".0f"),
-        "bytes": ("bytes of state", ",.0f"),
-    },  # fmt: skip
+    columns=COLUMNS,
     claims=claims,
     draw=draw,
     seeds=3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     associative_recall,
     language_model,
+    long_context,
     seasonal_forecast,
     state_tracking,
     streaming_forecast,
@@ -12,5 +13,13 @@ from . import (
 )
 from .common import Experiment
 
-MODULES = (state_tracking, associative_recall, variable_length_classification, streaming_forecast, seasonal_forecast, language_model)
+MODULES = (
+    state_tracking,
+    associative_recall,
+    variable_length_classification,
+    streaming_forecast,
+    seasonal_forecast,
+    language_model,
+    long_context,
+)
 EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

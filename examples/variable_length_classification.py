@@ -37,7 +37,7 @@ class Speaker(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
-        self.head = nn.Linear(2 * layer.hidden_size, SPEAKERS)  # type: ignore[operator]
+        self.head = nn.Linear(2 * layer.hidden_size, SPEAKERS)  # type: ignore[operator, arg-type]
 
     def forward(self, recordings: PackedSequence) -> Tensor:
         padded, lengths = pad_packed_sequence(self.layer(recordings)[0])  # (S, B, 2 H), zeros after a recording's end
@@ -87,7 +87,8 @@ def claims(results: Results) -> dict[str, bool]:
     return {
         "The sLSTM recognises at least as many as nn.LSTM of the same width, to one percentage point, on average over seeds":
             ours >= theirs - 0.01,
-        "It has less than half of nn.LSTM's parameters": 2 * results.mean("sLSTM", "parameters") < results.mean("nn.LSTM", "parameters"),
+        "It has less than half of nn.LSTM's parameters":
+            2 * results.mean("sLSTM", "parameters") < results.mean("nn.LSTM", "parameters"),
         "Every model recognises 90 % or more with every seed":
             min(results.worst(name, "accuracy") for name in results.contenders) >= 0.90,
         "A recording is recognised the same alone as in the packed batch of all": results.worst("sLSTM", "same alone") == 1,
