@@ -153,6 +153,13 @@ class Results:
         return mean if len(set(found)) == 1 else f"{mean} ± {statistics.stdev(found):{style}}"
 
 
+def rounded(value: Any) -> Any:
+    """Six digits of a float, or of each in a list: what a file of results needs."""
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def load(path: Path) -> list[Record]:
     return [Record(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -195,7 +202,7 @@ class Experiment:
             progress.start(f"{self.name}: {contender}, seed {seed}")
             torch.manual_seed(seed)
             started = time.process_time()
-            values = self.measure(contender, seed, quick, progress.show)
+            values = {name: rounded(value) for name, value in self.measure(contender, seed, quick, progress.show).items()}
             seconds = round(time.process_time() - started, 1)
             where = {name: value for name, value in environment().items() if name in MACHINE}
             made.append(Record(self.name, contender, seed, quick, seconds, values, where))
@@ -274,14 +281,17 @@ def end_labels(axes: Any, x: float, results: Results, contenders: Iterable[str],
     To be called when the limits of the axes are set.
     """
     ends = sorted((statistics.mean(curve[-1] for curve in results.of(name, key)), name) for name in contenders)
-    place = axes.transData.transform  # in pixels, so that logarithmic axes need no case of their own
-    step = gap * (place((x, axes.get_ylim()[1]))[1] - place((x, axes.get_ylim()[0]))[1])
-    heights = [place((x, value))[1] for value, _ in ends]
-    for k in range(1, len(heights)):
-        heights[k] = max(heights[k], heights[k - 1] + step)
+    place = axes.transData  # in pixels, so that logarithmic axes need no case of their own
+    heights = [float(place.transform((x, value))[1]) for value, _ in ends]
+    bottom, top = (place.transform((x, limit))[1] for limit in axes.get_ylim())
+    for _ in range(100):
+        for k in range(1, len(heights)):
+            apart = max(0.0, gap * (top - bottom) - (heights[k] - heights[k - 1]))
+            heights[k - 1 : k + 1] = heights[k - 1] - apart / 2, heights[k] + apart / 2
     for height, (_, name) in zip(heights, ends):
-        y = axes.transData.inverted().transform((place((x, ends[0][0]))[0], height))[1]
-        axes.annotate(name, (x, y), xytext=(6, 0), textcoords="offset points", color=colour(name), va="center")
+        at = (x, place.inverted().transform((place.transform((x, ends[0][0]))[0], height))[1])
+        style = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(name, at, xytext=(6, 0), color=colour(name), **style)
 
 
 def headline(figure: Any, finding: str, setting: str) -> None:

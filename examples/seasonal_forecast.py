@@ -1,10 +1,10 @@
 """Electricity: after every half hour, forecast the demand of the next 48, in England and Wales in the summer of 2000.
 
-The demand of the week before is hard to beat, and recurrent nets alone do not reach a linear map of what changed against it in
-the last three days. What the sLSTM adds is a correction of that linear forecast: it follows the whole series, one half hour at
-a time, and moves the 48 values. The first eight weeks are for training, the last four are the test; there is no third part,
-so the few settings that were tried (inputs, steps, window) were compared on the test. Data: Taylor (2003), which the pmdarima
-package carries.
+The demand of the week before is hard to beat, and recurrent nets alone do no better than a linear map of what changed against
+it in the last three days. What the sLSTM adds is a correction of that linear forecast: it follows the whole series, one half
+hour at a time, and moves the 48 values. The first eight weeks are for training, the last four are the test; there is no third
+part, so the few settings that were tried (inputs, steps, window) were compared on the test. Data: Taylor (2003), which the
+pmdarima package carries.
 
 python -m examples.seasonal_forecast          one seed of all seven, half a minute of CPU time
 """
@@ -106,9 +106,10 @@ def claims(results: Results) -> dict[str, bool]:
         "linear + sLSTM is 5 % or more below the linear forecast alone, on average over seeds, and below it with every seed":
             error["linear + sLSTM"] < 0.95 * error["linear"] and results.best("linear + sLSTM", "error") < error["linear"],
         "linear + sLSTM is not above linear + nn.LSTM by more than 1 %, with fewer parameters":
-            error["linear + sLSTM"] < 1.01 * error["linear + nn.LSTM"],
-        "Alone, neither sLSTM nor nn.LSTM reaches the linear forecast: use them as a correction":
-            min(error["sLSTM alone"], error["nn.LSTM alone"]) > error["linear"],
+            error["linear + sLSTM"] < 1.01 * error["linear + nn.LSTM"]
+            and results.mean("linear + sLSTM", "parameters") < results.mean("linear + nn.LSTM", "parameters"),
+        "Alone, neither sLSTM nor nn.LSTM is below the linear forecast by 3 % or more: use them as a correction":
+            min(error["sLSTM alone"], error["nn.LSTM alone"]) > 0.97 * error["linear"],
     }  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def draw(figure: Any, results: Results) -> None:
     end_labels(axes, 24, results, names, "by half hour")
     headline(
         figure,
-        "The sLSTM sharpens a linear forecast; alone it does not reach it",
+        "The sLSTM sharpens a linear forecast; alone it only draws level",
         f"Electricity of England and Wales, half-hourly, four weeks of test; {STEPS} steps of {BATCH} weeks; "
         "band: lowest to highest seed",
     )
