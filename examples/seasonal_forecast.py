@@ -118,7 +118,9 @@ def draw(figure: Any, results: Results) -> None:
     hours = [(h + 1) / 2 for h in range(DAY)]
     names = ("last week", "nn.LSTM alone", "sLSTM alone", "linear", "linear + nn.LSTM", "linear + sLSTM")
     for name in names:
-        curve(axes, hours, results, name, "by half hour", linestyle=":" if "alone" in name else "-")
+        curve(
+            axes, hours, results, name, "by half hour", linestyle=":" if "alone" in name else "--" if name == "last week" else "-"
+        )
     axes.set(xlabel="hours ahead", ylabel="mean absolute error, MW", xlim=(0, 24), ylim=(0, 720))
     end_labels(axes, 24, results, names, "by half hour")
     headline(
