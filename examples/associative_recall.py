@@ -26,7 +26,8 @@ from xlstm_cuda import (
     xLSTMLMModelConfig,
 )  # fmt: skip
 
-from .common import GREY, Experiment, Layered, PositionedTransformer, Results, curve, end_labels, headline, parameters, train
+from .common import Experiment, Layered, PositionedTransformer, Results, parameters, train
+from .drawing import GREY, curve, end_labels, headline
 
 KEYS = VALUES = 32
 ASKED, MOST_PAIRS, WIDTH, BATCH, STEPS = 16, 8, 64, 32, 600

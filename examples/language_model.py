@@ -24,7 +24,8 @@ from torch.nn.functional import cross_entropy
 from xlstm_cuda import mLSTMBlockConfig, sLSTMBlockConfig, xLSTMLMModel, xLSTMLMModelConfig
 from xlstm_cuda.cli.text import Text, Windows
 
-from .common import Experiment, PositionedTransformer, Results, curve, data_file, end_labels, headline, parameters, train
+from .common import Experiment, PositionedTransformer, Results, data_file, parameters, train
+from .drawing import curve, end_labels, headline
 
 CONTEXT, BATCH, STEPS, BLOCKS, WIDTH = 256, 8, 600, 3, 56
 RATES = {"xLSTM[3:1]": 3e-3, "nn.LSTM, 2 layers": 1e-2, "Transformer, 3 blocks": 3e-3}

@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 from xlstm_cuda.cli.text import Windows
 from xlstm_cuda.states import detach
 
-from .common import Experiment, Results, curve, end_labels, headline, parameters, train
+from .common import Experiment, Results, parameters, train
+from .drawing import curve, end_labels, headline
 from .language_model import BATCH, BLOCKS, CONTEXT, LSTM, WIDTH, state_bytes, text, xlstm
 
 STEPS, LENGTH, TEXTS = 600, 32_768, 8

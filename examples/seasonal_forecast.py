@@ -22,7 +22,8 @@ from torch.nn.functional import l1_loss
 
 import xlstm_cuda
 
-from .common import Experiment, Results, curve, data_file, end_labels, headline, parameters, train
+from .common import Experiment, Results, data_file, parameters, train
+from .drawing import curve, end_labels, headline
 
 DAY, WEEK, PAST = 48, 336, 144
 PLAIN = ("linear", "last week")

@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy
 import xlstm_cuda
 from bench.transformer import TransformerLM
 
-from .common import GREY, Experiment, Layered, Results, curve, end_labels, headline, parameters, train
+from .common import Experiment, Layered, Results, parameters, train
+from .drawing import GREY, curve, end_labels, headline
 
 ELEMENTS = list(itertools.permutations(range(3)))
 PRODUCT = torch.tensor([[ELEMENTS.index(tuple(a[b[i]] for i in range(3))) for b in ELEMENTS] for a in ELEMENTS])

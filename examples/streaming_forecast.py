@@ -25,7 +25,8 @@ from torch.nn.functional import mse_loss
 
 import xlstm_cuda
 
-from .common import INK, Experiment, Results, colour, data_file, headline, parameters, train
+from .common import Experiment, Results, data_file, parameters, train
+from .drawing import INK, colour, headline
 
 AHEAD, PAST = (6, 12), 24  #: steps of five minutes
 STRETCH, BATCH, STEPS = 128, 32, 300

@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 
 import xlstm_cuda
 
-from .common import Experiment, Results, colour, data_file, headline, parameters, train
+from .common import Experiment, Results, data_file, parameters, train
+from .drawing import colour, headline
 
 CHANNELS, SPEAKERS, WIDTH, BATCH, STEPS = 12, 9, 32, 30, 300
 LAYERS: dict[str, Callable[[], nn.Module]] = {
