@@ -112,16 +112,9 @@ COLUMNS = {
     "parameters": ("parameters", ",.0f"), "as trained": ("right with 8 pairs", ".3f"), "at 16": ("with 16 pairs", ".3f"),
 }  # fmt: skip
 EXPERIMENT = Experiment(
-    name="associative_recall",
-    title="Associative recall: many keys, many questions",
-    about=__doc__ or "",
-    contenders=tuple(MODELS),
-    measure=measure,
-    columns=COLUMNS,
-    claims=claims,
-    draw=draw,
-    seeds=3,
-)
+    "associative_recall", "Associative recall: many keys, many questions", __doc__, tuple(MODELS), measure,
+    COLUMNS, claims, draw, seeds=3,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

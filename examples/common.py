@@ -181,7 +181,7 @@ class Experiment:
 
     name: str
     title: str
-    about: str
+    about: str | None
     contenders: tuple[str, ...]
     measure: Callable[[str, int, bool, Callable[[str], None]], dict[str, Any]]
     columns: dict[str, tuple[str, str]]

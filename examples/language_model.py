@@ -158,17 +158,9 @@ COLUMNS = {
     "speed": ("training, bytes per CPU second", ",.0f"), "kept": ("bytes kept at 16,384 of context", ",.0f"),
 }  # fmt: skip
 EXPERIMENT = Experiment(
-    name="language_model",
-    title="Language modelling beside nn.LSTM and a Transformer",
-    about=__doc__ or "",
-    contenders=tuple(MODELS),
-    measure=measure,
-    columns=COLUMNS,
-    claims=claims,
-    draw=draw,
-    seeds=3,
-    size=(13.0, 5.0),
-)
+    "language_model", "Language modelling beside nn.LSTM and a Transformer", __doc__, tuple(MODELS), measure,
+    COLUMNS, claims, draw, seeds=3, size=(13.0, 5.0),
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -130,17 +130,9 @@ COLUMNS = {
     "bytes": ("bytes of state", ",.0f"),
 }  # fmt: skip
 EXPERIMENT = Experiment(
-    name="long_context",
-    title="Long context: 32,768 steps with the state carried over",
-    about=__doc__ or "",
-    contenders=tuple(MODELS),
-    measure=measure,
-    columns=COLUMNS,
-    claims=claims,
-    draw=draw,
-    seeds=3,
-    size=(13.0, 5.0),
-)
+    "long_context", "Long context: 32,768 steps with the state carried over", __doc__, tuple(MODELS), measure,
+    COLUMNS, claims, draw, seeds=3, size=(13.0, 5.0),
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -48,7 +48,7 @@ def render() -> str:
 def section(experiment: Experiment, results: Results) -> str:
     """What is asked, the table, what it shows, the picture, where and when."""
     claims = experiment.claims(results)
-    lines = [f"## {experiment.title}", "", experiment.about.split("\n\npython -m")[0].strip(), ""]
+    lines = [f"## {experiment.title}", "", (experiment.about or "").split("\n\npython -m")[0].strip(), ""]
     lines += [f"![{experiment.title}](examples/{experiment.name}.png)", "", experiment.table(results), ""]
     lines += [f"- {claim}." if holds else f"- **Not supported by these results:** {claim}." for claim, holds in claims.items()]
     lines += ["", provenance(experiment, results), ""]

@@ -132,18 +132,12 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+CONTENDERS = ("linear + sLSTM", "linear + mLSTM", "linear + nn.LSTM", "sLSTM alone", "nn.LSTM alone", *PLAIN)
+COLUMNS = {"parameters": ("parameters", ",.0f"), "error": ("mean absolute error, MW", ".0f")}
 EXPERIMENT = Experiment(
-    name="seasonal_forecast",
-    title="Seasonal forecasts: electricity of the next day",
-    about=__doc__ or "",
-    contenders=("linear + sLSTM", "linear + mLSTM", "linear + nn.LSTM", "sLSTM alone", "nn.LSTM alone", *PLAIN),
-    measure=measure,
-    columns={"parameters": ("parameters", ",.0f"), "error": ("mean absolute error, MW", ".0f")},
-    claims=claims,
-    draw=draw,
-    seeds=5,
-    without_seed=PLAIN,
-)
+    "seasonal_forecast", "Seasonal forecasts: electricity of the next day", __doc__, CONTENDERS, measure,
+    COLUMNS, claims, draw, seeds=5, without_seed=PLAIN,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -101,16 +101,9 @@ COLUMNS = {
     "parameters": ("parameters", ",.0f"), "at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f"),
 }  # fmt: skip
 EXPERIMENT = Experiment(
-    name="state_tracking",
-    title="State tracking: products in the group S3",
-    about=__doc__ or "",
-    contenders=tuple(MODELS),
-    measure=measure,
-    columns=COLUMNS,
-    claims=claims,
-    draw=draw,
-    seeds=5,
-)
+    "state_tracking", "State tracking: products in the group S3", __doc__, tuple(MODELS), measure,
+    COLUMNS, claims, draw, seeds=5,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

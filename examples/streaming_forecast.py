@@ -184,18 +184,9 @@ COLUMNS = {
     "bytes": ("bytes of state", ",.0f"),
 }  # fmt: skip
 EXPERIMENT = Experiment(
-    name="streaming_forecast",
-    title="Streaming forecasts: one value at a time",
-    about=__doc__ or "",
-    contenders=(*LAYERS, "AR, 24 values", "persistence"),
-    measure=measure,
-    columns=COLUMNS,
-    claims=claims,
-    draw=draw,
-    seeds=3,
-    size=(11.0, 4.8),
-    without_seed=("AR, 24 values", "persistence"),
-)
+    "streaming_forecast", "Streaming forecasts: one value at a time", __doc__, (*LAYERS, "AR, 24 values", "persistence"), measure,
+    COLUMNS, claims, draw, seeds=3, size=(11.0, 4.8), without_seed=("AR, 24 values", "persistence"),
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

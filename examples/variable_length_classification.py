@@ -120,17 +120,11 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {"parameters": ("parameters", ",.0f"), "accuracy": ("recognised", ".3f")}
 EXPERIMENT = Experiment(
-    name="variable_length_classification",
-    title="Recordings of different length: PackedSequence, both directions",
-    about=__doc__ or "",
-    contenders=tuple(LAYERS),
-    measure=measure,
-    columns={"parameters": ("parameters", ",.0f"), "accuracy": ("recognised", ".3f")},
-    claims=claims,
-    draw=draw,
-    seeds=5,
-)
+    "variable_length_classification", "Recordings of different length: PackedSequence, both directions", __doc__,
+    tuple(LAYERS), measure, COLUMNS, claims, draw, seeds=5,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()
