@@ -1,8 +1,9 @@
 """Associative recall (MQAR): read key-value pairs, then give the value of each key that is asked for.
 
-The memory has to hold every pair at once. The mLSTM's matrix memory does, and finds values by key; the vectors of sLSTM and nn.LSTM
-have to squeeze them in. Trained with up to 8 pairs, tested with up to 16. The Transformer, with
-learned positions, looks the pairs up in its context: as well as the mLSTM at the lengths of its training, not beyond them.
+The memory has to hold every pair at once. The mLSTM's matrix memory does, and finds values by key; the vectors of sLSTM and
+nn.LSTM have to squeeze them in. Trained with up to 8 pairs, tested with up to 16. The Transformer, with learned positions, looks
+the pairs up in its context: as well as the mLSTM at the lengths of its training, and not beyond them, where it has not learned
+the positions.
 
 python -m examples.associative_recall         one seed of all four, one minute of CPU time
 """
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.transformer import TransformerLM
 from xlstm_cuda import (
     mLSTMBlockConfig,
     mLSTMLayerConfig,
@@ -26,25 +26,12 @@ from xlstm_cuda import (
     xLSTMLMModelConfig,
 )  # fmt: skip
 
-from .common import GREY, Experiment, Layered, Results, curve, end_labels, headline, parameters, train
+from .common import Experiment, Layered, PositionedTransformer, Results, parameters, train
+from .drawing import GREY, curve, end_labels, headline
 
 KEYS = VALUES = 32
 ASKED, MOST_PAIRS, WIDTH, BATCH, STEPS = 16, 8, 64, 32, 600
 PAIRS = (2, 4, 6, 8, 10, 12, 14, 16)
-
-
-class PositionedTransformer(TransformerLM):
-    """The Transformer with a learned vector added at each position."""
-
-    def __init__(self) -> None:
-        super().__init__(KEYS + VALUES, WIDTH, 2, 2)
-        self.positions = nn.Parameter(0.02 * torch.randn(2 * PAIRS[-1] + ASKED, WIDTH))
-
-    def forward(self, idx: Tensor) -> Tensor:
-        x = self.embedding(idx) + self.positions[: idx.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
 
 
 def xlstm(slstm_at: Any) -> xLSTMLMModel:
@@ -62,7 +49,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mLSTM, xLSTM[1:0]": lambda: xlstm([]),
     "sLSTM, xLSTM[0:1]": lambda: xlstm("all"),
     "nn.LSTM, 2 layers": lambda: Layered(KEYS + VALUES, nn.LSTM(WIDTH, WIDTH, 2, batch_first=True), KEYS + VALUES),
-    "Transformer, 2 blocks": PositionedTransformer,
+    "Transformer, 2 blocks": lambda: PositionedTransformer(KEYS + VALUES, WIDTH, 2, 2, 2 * PAIRS[-1] + ASKED),
 }
 
 
@@ -121,21 +108,13 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {
+    "parameters": ("parameters", ",.0f"), "as trained": ("right with 8 pairs", ".3f"), "at 16": ("with 16 pairs", ".3f"),
+}  # fmt: skip
 EXPERIMENT = Experiment(
-    name="associative_recall",
-    title="Associative recall: many keys, many questions",
-    about=__doc__ or "",
-    contenders=tuple(MODELS),
-    measure=measure,
-    columns={
-        "parameters": ("parameters", ",.0f"),
-        "as trained": ("right with 8 pairs", ".3f"),
-        "at 16": ("with 16 pairs", ".3f"),
-    },  # fmt: skip
-    claims=claims,
-    draw=draw,
-    seeds=3,
-)
+    "associative_recall", "Associative recall: many keys, many questions", __doc__, tuple(MODELS), measure,
+    COLUMNS, claims, draw, seeds=3,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from bench.environment import environment
 from bench.progress import Progress
+from bench.transformer import TransformerLM
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = ROOT / "runs/examples"  #: where a run by hand leaves its results
 MACHINE = ("commit", "date", "processor", "isa", "cores", "threads", "load", "python", "torch")
-INK, GREY = "#222222", "#8a8a8a"
-COLOURS = {"sLSTM": "#1f5fa8", "mLSTM": "#2e8b57", "xLSTM": "#1f5fa8", "nn.LSTM": "#c0392b", "Transformer": "#d9a441"}
 
 
 class MissingData(ImportError):
@@ -49,7 +48,7 @@ def data_file(package: str, pip_name: str, path: str) -> Path:
 
 
 def train(model: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, report: Callable[[str], None]) -> None:
-    """AdamW on ``loss(step)``: 50 steps of warm-up, the last third of the steps linearly down to nothing, gradients clipped to 1."""
+    """AdamW on ``loss(step)``: 50 steps of warm-up, in the last third linearly down to nothing, gradients clipped to 1."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     model.train()
     for step in range(steps):
@@ -68,6 +67,20 @@ def train(model: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float
 def parameters(model: nn.Module) -> int:
     """How many numbers the model learns."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+class PositionedTransformer(TransformerLM):
+    """The Transformer of bench/ with a learned vector added at each of ``context`` positions."""
+
+    def __init__(self, vocab_size: int, D: int, NH: int, num_blocks: int, context: int):
+        super().__init__(vocab_size, D, NH, num_blocks)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, D))
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.embedding(idx) + self.positions[: idx.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
 
 
 class Layered(nn.Module):
@@ -111,6 +124,11 @@ class Results:
     def contenders(self) -> list[str]:
         return list(dict.fromkeys(record.contender for record in self.records))
 
+    @property
+    def quick(self) -> bool:
+        """Whether they come from small sizes, where some margins are smaller."""
+        return any(record.quick for record in self.records)
+
     def of(self, contender: str, key: str) -> list[Any]:
         """The values of all seeds."""
         return [record.values[key] for record in self.records if record.contender == contender and key in record.values]
@@ -133,13 +151,21 @@ class Results:
         return mean if len(set(found)) == 1 else f"{mean} ± {statistics.stdev(found):{style}}"
 
 
+def rounded(value: Any) -> Any:
+    """Six digits of a float, or of each in a list: what a file of results needs."""
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def load(path: Path) -> list[Record]:
     return [Record(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def save(path: Path, records: Sequence[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    kept = [{**asdict(record), "values": {name: rounded(value) for name, value in record.values.items()}} for record in records]
+    path.write_text("".join(json.dumps(one) + "\n" for one in kept))
 
 
 # ---------------------------------------------------------------- an example
@@ -155,7 +181,7 @@ class Experiment:
 
     name: str
     title: str
-    about: str
+    about: str | None
     contenders: tuple[str, ...]
     measure: Callable[[str, int, bool, Callable[[str], None]], dict[str, Any]]
     columns: dict[str, tuple[str, str]]
@@ -209,7 +235,7 @@ class Experiment:
         except ImportError:
             raise MissingData("matplotlib is not installed: pip install matplotlib") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        style = {"font.size": 11.0, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12.0}
+        style: Any = {"font.size": 11.0, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12.0}
         with matplotlib.rc_context(style):
             figure = Figure(figsize=self.size, dpi=150, layout="constrained")
             self.draw(figure, results)
@@ -219,52 +245,16 @@ class Experiment:
         """The command line of one example."""
         parser = argparse.ArgumentParser(prog=f"python -m examples.{self.name}", description=self.title)
         parser.add_argument("--quick", action="store_true", help="small sizes, seconds instead of minutes")
-        parser.add_argument("--seeds", type=int, default=1, help="how many seeds; docs/examples.md has %d" % self.seeds)
+        parser.add_argument("--seeds", type=int, default=1, help=f"how many seeds (docs/examples.md: {self.seeds})")
         parser.add_argument("--out", type=Path, default=LOCAL, help="folder of the picture and the results")
         arguments = parser.parse_args()
         torch.set_num_threads(1)
         try:
             results = self.run(range(arguments.seeds), arguments.quick)
+            print(self.table(results), end="\n\n", flush=True)
             self.picture(results, arguments.out / f"{self.name}.png")
         except MissingData as error:
             raise SystemExit(f"{self.name}: {error}") from None
-        print(self.table(results), end="\n\n")
         for claim, holds in self.claims(results).items():
             print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
         print(f"picture: {os.path.relpath(arguments.out / self.name)}.png")
-
-
-# ---------------------------------------------------------------- the picture
-def colour(contender: str) -> str:
-    """The same colour for the same kind of model in every picture."""
-    return next((shade for kind, shade in COLOURS.items() if kind in contender), GREY)
-
-
-def curve(axes: Any, x: Sequence[float], results: Results, contender: str, key: str, **line: Any) -> None:
-    """The mean over seeds as a line, from the lowest to the highest seed as a band. nn.LSTM is dashed: it may lie on another."""
-    found = torch.tensor(results.of(contender, key), dtype=torch.float64)
-    style = {"color": colour(contender), "linewidth": 2.2, "linestyle": "--" if "nn.LSTM" in contender else "-"}
-    axes.plot(x, found.mean(0), **{**style, **line})
-    axes.fill_between(x, found.amin(0), found.amax(0), color=colour(contender), alpha=0.18, linewidth=0)
-
-
-def end_labels(axes: Any, x: float, results: Results, contenders: Iterable[str], key: str, gap: float = 0.05) -> None:
-    """The contenders' names at the ends of their curves, moved apart where they would touch; gap: share of the axis' height.
-
-    To be called when the limits of the axes are set.
-    """
-    ends = sorted((statistics.mean(curve[-1] for curve in results.of(name, key)), name) for name in contenders)
-    place = axes.transData.transform  # in pixels, so that logarithmic axes need no case of their own
-    step = gap * (place((x, axes.get_ylim()[1]))[1] - place((x, axes.get_ylim()[0]))[1])
-    heights = [place((x, value))[1] for value, _ in ends]
-    for k in range(1, len(heights)):
-        heights[k] = max(heights[k], heights[k - 1] + step)
-    for height, (_, name) in zip(heights, ends):
-        y = axes.transData.inverted().transform((place((x, ends[0][0]))[0], height))[1]
-        axes.annotate(name, (x, y), xytext=(6, 0), textcoords="offset points", color=colour(name), va="center")
-
-
-def headline(figure: Any, finding: str, setting: str) -> None:
-    """What the picture shows, and under it how it was measured."""
-    figure.suptitle(finding, fontsize=14, fontweight="bold", color=INK, x=0.01, ha="left")
-    figure.supxlabel(setting, fontsize=8.5, color=GREY, x=0.01, ha="left")

@@ -34,17 +34,21 @@ def full_results(name: str) -> Results:
     return Results(record for record in common.load(results_file(name)) if not record.quick)
 
 
+def measured() -> dict[str, Results]:
+    """The examples in which every contender has a result; others wait until they are complete."""
+    found = {name: full_results(name) for name in EXPERIMENTS}
+    return {name: results for name, results in found.items() if set(results.contenders) >= set(EXPERIMENTS[name].contenders)}
+
+
 def render() -> str:
     """The page."""
-    parts = [INTRODUCTION]
-    parts += [section(experiment, found) for name, experiment in EXPERIMENTS.items() if (found := full_results(name)).records]
-    return "\n".join(parts)
+    return "\n".join([INTRODUCTION, *(section(EXPERIMENTS[name], results) for name, results in measured().items())])
 
 
 def section(experiment: Experiment, results: Results) -> str:
     """What is asked, the table, what it shows, the picture, where and when."""
     claims = experiment.claims(results)
-    lines = [f"## {experiment.title}", "", experiment.about.split("\n\npython -m")[0].strip(), ""]
+    lines = [f"## {experiment.title}", "", (experiment.about or "").split("\n\npython -m")[0].strip(), ""]
     lines += [f"![{experiment.title}](examples/{experiment.name}.png)", "", experiment.table(results), ""]
     lines += [f"- {claim}." if holds else f"- **Not supported by these results:** {claim}." for claim, holds in claims.items()]
     lines += ["", provenance(experiment, results), ""]
@@ -65,7 +69,6 @@ def provenance(experiment: Experiment, results: Results) -> str:
 
 def write() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for name, experiment in EXPERIMENTS.items():
-        if (found := full_results(name)).records:
-            experiment.picture(found, PICTURES / f"{name}.png")
+    for name, results in measured().items():
+        EXPERIMENTS[name].picture(results, PICTURES / f"{name}.png")
     PAGE.write_text(render(), encoding="utf-8")

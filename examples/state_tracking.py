@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy
 import xlstm_cuda
 from bench.transformer import TransformerLM
 
-from .common import GREY, Experiment, Layered, Results, curve, end_labels, headline, parameters, train
+from .common import Experiment, Layered, Results, parameters, train
+from .drawing import GREY, curve, end_labels, headline
 
 ELEMENTS = list(itertools.permutations(range(3)))
 PRODUCT = torch.tensor([[ELEMENTS.index(tuple(a[b[i]] for i in range(3))) for b in ELEMENTS] for a in ELEMENTS])
@@ -96,21 +97,13 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {
+    "parameters": ("parameters", ",.0f"), "at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f"),
+}  # fmt: skip
 EXPERIMENT = Experiment(
-    name="state_tracking",
-    title="State tracking: products in the group S3",
-    about=__doc__ or "",
-    contenders=tuple(MODELS),
-    measure=measure,
-    columns={
-        "parameters": ("parameters", ",.0f"),
-        "at 32": ("right at length 32", ".3f"),
-        "at the end": ("at 1024", ".3f"),
-    },  # fmt: skip
-    claims=claims,
-    draw=draw,
-    seeds=5,
-)
+    "state_tracking", "State tracking: products in the group S3", __doc__, tuple(MODELS), measure,
+    COLUMNS, claims, draw, seeds=5,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -25,7 +25,8 @@ from torch.nn.functional import mse_loss
 
 import xlstm_cuda
 
-from .common import INK, Experiment, Results, colour, data_file, headline, parameters, train
+from .common import Experiment, Results, data_file, parameters, train
+from .drawing import INK, colour, headline
 
 AHEAD, PAST = (6, 12), 24  #: steps of five minutes
 STRETCH, BATCH, STEPS = 128, 32, 300
@@ -50,30 +51,26 @@ class Forecaster(nn.Module):
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One value, (B, 2)."""
-        if isinstance(self.layer, nn.LSTM):
-            h, state = self.layer(x.unsqueeze(1), state)
-            return 30 * self.head(h.squeeze(1)), state
-        h, state = self.layer.step(x, state)  # type: ignore[operator]
-        return 30 * self.head(h), state
+        step: Any = getattr(self.layer, "step", None)  # nn.LSTM has none: a sequence of one
+        h, state = step(x, state) if step else self.layer(x.unsqueeze(1), state)
+        return 30 * self.head(h.view(len(x), -1)), state
 
 
 @functools.cache
 def recordings() -> tuple[list[Tensor], list[Tensor]]:
     """Stretches without a gap of at least 64 values, mg/dl: those of the first four fifths of the time, and the rest."""
     with gzip.open(data_file("bokeh_sampledata", "bokeh_sampledata", "_data/CGM.csv.gz"), "rt") as file:
-        rows = [(datetime.fromisoformat(row["datetime"]).timestamp(), float(row["glucose"])) for row in csv.DictReader(file)]
-    pieces, last = [], 0.0
-    for when, value in rows:
-        if abs(when - last - 300) > 60:
-            pieces.append([value])
-        else:
-            pieces[-1].append(value)
-        last = when
-    pieces = [piece for piece in pieces if len(piece) >= 64]
-    border = 0.8 * sum(map(len, pieces))
+        rows = list(csv.DictReader(file))
+    start = datetime(2010, 1, 1)
+    seconds = torch.tensor(
+        [(datetime.fromisoformat(row["datetime"]) - start).total_seconds() for row in rows], dtype=torch.float64
+    )
+    gaps = ((seconds.diff() - 300).abs() > 60).nonzero().squeeze(1) + 1
+    values = torch.tensor([float(row["glucose"]) for row in rows])
+    pieces = [piece for piece in values.tensor_split(gaps.tolist()) if len(piece) >= 64]
     ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)
-    train_ = [torch.tensor(piece) for piece, end in zip(pieces, ends) if end <= border]
-    return train_, [torch.tensor(piece) for piece in pieces[len(train_) :]]
+    border = int((ends <= 0.8 * ends[-1]).sum())
+    return pieces[:border], pieces[border:]
 
 
 def inputs(values: Tensor) -> Tensor:
@@ -181,26 +178,15 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {
+    "parameters": ("parameters", ",.0f"), "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"), "60 minutes": ("at 60 min", ".2f"),
+    "difference": ("largest difference of steps from one pass", ".0e"), "microseconds": ("µs a step", ".0f"),
+    "bytes": ("bytes of state", ",.0f"),
+}  # fmt: skip
 EXPERIMENT = Experiment(
-    name="streaming_forecast",
-    title="Streaming forecasts: one value at a time",
-    about=__doc__ or "",
-    contenders=(*LAYERS, "AR, 24 values", "persistence"),
-    measure=measure,
-    columns={
-        "parameters": ("parameters", ",.0f"),
-        "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"),
-        "60 minutes": ("at 60 min", ".2f"),
-        "difference": ("largest difference of steps from one pass", ".0e"),
-        "microseconds": ("µs a step", ".0f"),
-        "bytes": ("bytes of state", ",.0f"),
-    },  # fmt: skip
-    claims=claims,
-    draw=draw,
-    seeds=3,
-    size=(11.0, 4.8),
-    without_seed=("AR, 24 values", "persistence"),
-)
+    "streaming_forecast", "Streaming forecasts: one value at a time", __doc__, (*LAYERS, "AR, 24 values", "persistence"), measure,
+    COLUMNS, claims, draw, seeds=3, size=(11.0, 4.8), without_seed=("AR, 24 values", "persistence"),
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()

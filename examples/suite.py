@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     associative_recall,
     language_model,
+    long_context,
     seasonal_forecast,
     state_tracking,
     streaming_forecast,
@@ -19,5 +20,6 @@ MODULES = (
     streaming_forecast,
     seasonal_forecast,
     language_model,
+    long_context,
 )
 EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

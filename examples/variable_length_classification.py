@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 
 import xlstm_cuda
 
-from .common import Experiment, Results, colour, data_file, headline, parameters, train
+from .common import Experiment, Results, data_file, parameters, train
+from .drawing import colour, headline
 
 CHANNELS, SPEAKERS, WIDTH, BATCH, STEPS = 12, 9, 32, 30, 300
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -37,7 +38,7 @@ class Speaker(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
-        self.head = nn.Linear(2 * layer.hidden_size, SPEAKERS)  # type: ignore[operator]
+        self.head = nn.Linear(2 * layer.hidden_size, SPEAKERS)  # type: ignore[operator, arg-type]
 
     def forward(self, recordings: PackedSequence) -> Tensor:
         padded, lengths = pad_packed_sequence(self.layer(recordings)[0])  # (S, B, 2 H), zeros after a recording's end
@@ -87,7 +88,8 @@ def claims(results: Results) -> dict[str, bool]:
     return {
         "The sLSTM recognises at least as many as nn.LSTM of the same width, to one percentage point, on average over seeds":
             ours >= theirs - 0.01,
-        "It has less than half of nn.LSTM's parameters": 2 * results.mean("sLSTM", "parameters") < results.mean("nn.LSTM", "parameters"),
+        "It has less than half of nn.LSTM's parameters":
+            2 * results.mean("sLSTM", "parameters") < results.mean("nn.LSTM", "parameters"),
         "Every model recognises 90 % or more with every seed":
             min(results.worst(name, "accuracy") for name in results.contenders) >= 0.90,
         "A recording is recognised the same alone as in the packed batch of all": results.worst("sLSTM", "same alone") == 1,
@@ -118,17 +120,11 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
+COLUMNS = {"parameters": ("parameters", ",.0f"), "accuracy": ("recognised", ".3f")}
 EXPERIMENT = Experiment(
-    name="variable_length_classification",
-    title="Recordings of different length: PackedSequence, both directions",
-    about=__doc__ or "",
-    contenders=tuple(LAYERS),
-    measure=measure,
-    columns={"parameters": ("parameters", ",.0f"), "accuracy": ("recognised", ".3f")},
-    claims=claims,
-    draw=draw,
-    seeds=5,
-)
+    "variable_length_classification", "Recordings of different length: PackedSequence, both directions", __doc__,
+    tuple(LAYERS), measure, COLUMNS, claims, draw, seeds=5,
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXPERIMENT.main()
