@@ -67,17 +67,23 @@ Content: TypeAlias = Tensor | Joined
 
 @dataclass(frozen=True)
 class Text:
-    """A text as bytes. ``name`` is for people, ``paths`` are its files; ``sha256`` recognises it when a run is resumed."""
+    """A text as bytes. ``name`` is for people, ``paths`` are its files; ``sha256`` recognises it when a run is resumed.
+
+    ``known_sha256`` spares reading the whole text where another process has done so.
+    """
 
     name: str
     content: Joined
     paths: tuple[str, ...] = ()
+    known_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.content)
 
     @cached_property
     def sha256(self) -> str:
+        if self.known_sha256 is not None:
+            return self.known_sha256
         digest = hashlib.sha256()
         for piece in self.content.pieces(HASHED_AT_ONCE):
             digest.update(piece.numpy().data)
@@ -183,7 +189,7 @@ class Windows:
     def batch(self, step: int, rows: range | None = None) -> Tensor:
         """(batch_size, context_length + 1) int64: the windows of this step, or those rows of them."""
         first = step * self.batch_size
-        starts = [self._start(first + row) for row in rows or range(self.batch_size)]
+        starts = [self._start(first + row) for row in (range(self.batch_size) if rows is None else rows)]
         return torch.stack([self.content[start : start + self.context_length + 1].long() for start in starts])
 
     def _start(self, index: int) -> int:

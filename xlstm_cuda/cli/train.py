@@ -45,13 +45,12 @@ def prepare(options: argparse.Namespace, world: World, held: contextlib.ExitStac
     device = world.own(Device.choose(options.device, options.backend, options.threads), options.device)
     layout = Layout(options.shard, options.accumulate, options.recompute)
     saved = None
-    if options.resume:
+    if options.resume or _goes_on(options.out, world):
         folder, saved = _saved_run(options.out, world)
         where = f"checkpoint {folder / checkpoint.LAST}"
         settings = Settings.from_checkpoint(saved["settings"], where)
         check_agreement(folder, settings, given)
         text = load(options.data) if options.data else replace(load(saved["text"]["path"]), name=saved["text"]["name"])
-        check_same_text(folder, saved["text"], text)
         coding = tokens.of_checkpoint(saved, where)
         check_same_tokenizer(folder, coding, options.tokenizer)
         layout.passes(settings.batch_size, world)
@@ -65,10 +64,22 @@ def prepare(options: argparse.Namespace, world: World, held: contextlib.ExitStac
         check_length(text, settings.context_length)
     if world.size > 1:
         world.agree(_facts(settings, layout, text, coding, world))
+    text = replace(text, known_sha256=world.tell(lambda: text.sha256))
+    if saved is not None:
+        check_same_text(folder, saved["text"], text)
     world.tell(lambda: _take(folder, held, fresh=saved is None))
     corpus = tokens.corpus(text, coding, settings.eval_bytes, folder, world.tell)
     check_corpus(corpus, coding, settings.context_length)
     return Run(folder, text, coding, Training(settings, corpus, device, coding.vocab_size, layout, world), saved)
+
+
+def _goes_on(out: str | None, world: World) -> bool:
+    """Whether torchrun restarts a run that has a checkpoint already."""
+    if not world.restarted:
+        return False
+    if out is None:
+        raise UsageError("--out: expected with torchrun's --max-restarts, so that a restarted run finds its checkpoint")
+    return world.tell(lambda: (Path(out) / checkpoint.LAST).exists())
 
 
 def _saved_run(out: str | None, world: World) -> tuple[Path, dict[str, Any]]:
@@ -146,10 +157,16 @@ def check_course(saved: Mapping[str, Any], settings: Settings, where: str) -> No
         and all(_are_points(history.get(name)) for name in ("training", "held_out")),
         "optimizer": isinstance(saved.get("optimizer"), Mapping),
         "random_of_others": isinstance(saved.get("random_of_others", []), list),
+        "layout": _is_layout(saved.get("layout", report.ALONE)),
     }  # fmt: skip
     for name, fits in forms.items():
         if not fits:
             raise CommandError(f"{where} is not one of a run: its {name!r} has another form")
+
+
+def _is_layout(shares: object) -> bool:
+    """Whether this is what `Training.shares` gives."""
+    return isinstance(shares, list) and [type(part) for part in shares] == [int, str, int]
 
 
 def _are_paths(paths: object) -> bool:
