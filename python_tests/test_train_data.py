@@ -241,7 +241,7 @@ def test_two_processes_share_the_tokens():
         (None, "--tokenizer: there is no file tok.json"),
         (b"{}", "is not a tokenizer of the package tokenizers"),
         (b"\xff\xfe", "it is not UTF-8"),
-        ("folder", "--tokenizer: cannot read tok.json: Is a directory"),
+        ("folder", "--tokenizer: tok.json is a folder, expected a tokenizer.json"),
     ],
     ids=["missing", "foreign", "binary", "folder"],
 )

@@ -225,7 +225,7 @@ def test_resume_from_other_content(capsys, key, value):
 
 def test_random_state_of_another_process_that_is_none():
     assert main(["train", *TINY]) == 0
-    torch.save({**checkpoint.load(LAST), "step": 4, "random_of_others": ["3"]}, LAST)
+    torch.save({**checkpoint.load(LAST), "step": 4, "layout": [2, "replicas", 1], "random_of_others": ["3"]}, LAST)
     said = said_once(ranks.run(2, "--resume", "--out", "run"))
     assert "checkpoint run/last.pt does not fit its settings" in said
 

@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import CommandError
+from .errors import CommandError, reading
 
 if TYPE_CHECKING:
     from .tokens import Coding
@@ -115,18 +116,11 @@ def load(paths: str | Sequence[str] | None) -> Text:
 
 def _read(path: str) -> Tensor:
     """A file as uint8, in memory or mapped."""
-    try:
+    with reading("--data", path, "a text file"):
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode) and status.st_size >= MAPPED_BYTES:
             return mapped(path, np.uint8)
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise CommandError(f"--data: there is no file {path}") from None
-    except IsADirectoryError:
-        raise CommandError(f"--data: {path} is a folder, expected a text file") from None
-    except OSError as error:
-        raise CommandError(f"--data: cannot read {path}: {error.strerror}") from None
+        content = Path(path).read_bytes()
     if not content:
         raise CommandError(f"--data: {path} is empty")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
