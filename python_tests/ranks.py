@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -44,12 +45,17 @@ class Ranks:
     Args:
         options: one list for all, or one for each.
         before: called in each with its rank, before the command.
+        variables: of the environment, besides torchrun's.
     """
 
     def __init__(
-        self, count: int, *options: str | list[str], before: Callable[[int], None] | None = None, folder: Path = Path()
+        self,
+        count: int,
+        *options: str | list[str],
+        before: Callable[[int], None] | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.logs = Path(tempfile.mkdtemp(prefix="ranks-", dir=folder))
+        self.logs = Path(tempfile.mkdtemp(prefix="ranks-", dir="."))
         self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=100))
         self.processes = []
         _start_the_server()
@@ -58,7 +64,7 @@ class Ranks:
             environment = {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-                "GLOO_SOCKET_IFNAME": "lo",
+                "GLOO_SOCKET_IFNAME": "lo", **variables,
             }  # fmt: skip
             process = _context.Process(target=_run, args=(own, environment, os.getcwd(), self.logs, rank, before))
             process.start()
@@ -105,6 +111,6 @@ def _run(options: list[str], environment: dict[str, str], folder: str, logs: Pat
     os._exit(code)
 
 
-def run(count: int, *options: str | list[str], before: Callable[[int], None] | None = None) -> list[End]:
-    """The command in ``count`` processes, to its end."""
-    return Ranks(count, *options, before=before).ends()
+def run(count: int, *options: str | list[str], **more: Any) -> list[End]:
+    """The command in ``count`` processes, to its end; ``more`` as in `Ranks`."""
+    return Ranks(count, *options, **more).ends()

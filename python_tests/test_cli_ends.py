@@ -193,12 +193,13 @@ VALUES = {
     "--slstm-at": ("all", "none", "0", "1", "0,1", "1,0", "5", "-1", "1;2", ",", "999999999", "9999999999"),
     "--dtype": ("float32", "bfloat16", "float16", "8"), "--device": ("cpu", "auto", "cuda", "cuda:7", "cuda:-1", "meta", "gpu"),
     "--backend": ("cpu", "reference", "cuda", "simt", "triton"), "--prompt": ("", "a", "é", "-x", "\udcff", "a" * 50),
-    "--threads": ("1", "0", "-1", "5000", "x"), "--length": ("0", "1", "2", "8", "-1", "1.5", "x", ""),
+    "--threads": ("1", "0", "-1", "5000", "x"), "--tokenizer": ("missing", "$TEXT", "", "/", "\udcff"),
+    "--length": ("0", "1", "2", "8", "-1", "1.5", "x", ""),
 }  # fmt: skip
 TRAIN = (
     "--data --out --slstm-at --dtype --device --backend --threads --seed --steps --batch-size --context-length --embedding-dim"
     " --num-blocks --num-heads --qkv-proj-blocksize --dropout --learning-rate --warmup-steps --weight-decay --gradient-clip"
-    " --eval-every --eval-bytes --checkpoint-every --sample-length"
+    " --eval-every --eval-bytes --checkpoint-every --sample-length --accumulate --tokenizer"
 ).split()
 GENERATE = "--checkpoint --prompt --batch-file --length --temperature --top-k --top-p --seed --device --backend --threads".split()
 

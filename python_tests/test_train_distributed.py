@@ -99,6 +99,15 @@ def test_several_processes_learn_what_one_learns(alone, count, options):
     assert sorted(os.listdir("run")) == [".lock", "best.pt", "last.pt", "loss.png"]
 
 
+@pytest.mark.parametrize("options", [[], ["--shard"]], ids=["replicas", "shards"])
+def test_a_process_without_a_row_of_the_held_out_text_takes_part(options):
+    common = [*TINY, "--eval-bytes", "10", "--steps", "2"]
+    assert main(["train", *common, "--out", "one"]) == 0
+    assert all(end.code == 0 for end in ranks.run(2, *common, *options))
+    one, two = (checkpoint.load(Path(name, "last.pt"))["history"]["held_out"] for name in ("one", "run"))
+    assert two[0][1] == pytest.approx(one[0][1], rel=1e-6)
+
+
 def test_shards_in_bfloat16_follow_autocast():
     assert main(["train", *TINY, "--dtype", "bfloat16"]) == 0
     expected = checkpoint.load(LAST)
@@ -200,6 +209,27 @@ def test_a_checkpoint_from_before_there_were_processes_is_continued(capfd):
     assert "note" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("value", [None, "text", ["3"], {"a": [1]}, float("nan")], ids=repr)
+@pytest.mark.parametrize("key", ["layout", "random_of_others"])
+def test_resume_from_other_content(capsys, key, value):
+    assert main(["train", *TINY, "--steps", "1"]) == 0
+    torch.save({**checkpoint.load(LAST), key: value}, LAST)
+    capsys.readouterr()
+    code = main(["train", "--resume", "--out", "run", "--sample-length", "0"])
+    if (key, value) == ("random_of_others", ["3"]):  # one process does not look at those of others
+        assert code == 0
+    else:
+        assert code == 1
+        assert_one_line(capsys.readouterr().err, "checkpoint run/last.pt is not one of a run", key)
+
+
+def test_random_state_of_another_process_that_is_none():
+    assert main(["train", *TINY]) == 0
+    torch.save({**checkpoint.load(LAST), "step": 4, "layout": [2, "replicas", 1], "random_of_others": ["3"]}, LAST)
+    said = said_once(ranks.run(2, "--resume", "--out", "run"))
+    assert "checkpoint run/last.pt does not fit its settings" in said
+
+
 # ---------------------------------------------------------------- ends
 
 
@@ -215,6 +245,20 @@ def test_a_process_that_dies_ends_the_run_with_one_message(victim):
     step = int(re.search(r"the checkpoint of step (\d+) is intact", said)[1])
     assert "continue with: torchrun --nproc-per-node 3 -m xlstm_cuda train --resume --out run" in said
     assert checkpoint.load(LAST)["step"] >= step
+
+
+def test_a_restarted_run_goes_on():
+    """As torchrun --max-restarts starts it again, with the same options."""
+    again = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    run = ranks.Ranks(2, *TINY, "--checkpoint-every", "1")
+    run.wait_for_step("run", 5)
+    run.kill(1)
+    run.ends()
+    ends = ranks.run(2, *TINY, variables=again)
+    assert all(end.code == 0 for end in ends) and "folder    run, resumed at step " in ends[0].out, ends
+    assert all(end.code == 0 for end in ranks.run(2, *TINY, "--out", "fresh", variables=again))
+    said = said_once(ranks.run(2, *TINY[:-2], variables=again), 2)
+    assert "--out: expected with torchrun's --max-restarts" in said
 
 
 def _diverge(rank: int) -> None:

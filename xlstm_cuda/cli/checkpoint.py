@@ -28,14 +28,14 @@ class WriteError(CommandError):
     """A file could not be written; what the name held before is intact."""
 
 
-def serialize(content: dict[str, Any]) -> bytes:
+def serialize(content: dict[str, Any]) -> memoryview:
     """The bytes of a checkpoint file. ``content`` holds tensors, numbers, strings, lists and dictionaries only."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()  # no copy: it may be as large as memory allows
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Replaces the file in one step. WriteError as of `replacing`."""
     with replacing(path) as file:
         file.write(content)

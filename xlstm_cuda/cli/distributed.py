@@ -40,6 +40,11 @@ class World:
         return False
 
     @property
+    def restarted(self) -> bool:
+        """Whether torchrun has started the processes again, after one of them had ended (--max-restarts)."""
+        return False
+
+    @property
     def first(self) -> bool:
         return self.rank == 0
 
@@ -99,6 +104,10 @@ class Launched(World):
     @property
     def launched(self) -> bool:
         return True
+
+    @property
+    def restarted(self) -> bool:
+        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
     def own(self, device: Device, name: str) -> Device:
         if device.device.type != "cuda":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class CommandError(Exception):
     """Something outside the program is not as it must be: a file, a folder, a device. Exit code 1."""
@@ -17,3 +20,20 @@ class SaidElsewhere(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+@contextlib.contextmanager
+def reading(option: str, path: str, expected: str) -> Iterator[None]:
+    """Around reading a file that an option names: what is wrong with it, as a CommandError.
+
+    Args:
+        expected: what the file should be, said where it is a folder.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise CommandError(f"{option}: there is no file {path}") from None
+    except IsADirectoryError:
+        raise CommandError(f"{option}: {path} is a folder, expected {expected}") from None
+    except OSError as error:
+        raise CommandError(f"{option}: cannot read {path}: {error.strerror}") from None

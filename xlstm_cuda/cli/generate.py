@@ -20,7 +20,7 @@ import torch
 from .. import generation, xLSTMLMModel
 from . import checkpoint, runs, tokens
 from .device import Device
-from .errors import CommandError, UsageError
+from .errors import CommandError, UsageError, reading
 from .tokens import Coding
 from .training import check_checkpoint
 
@@ -49,14 +49,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _lines(path: str) -> list[bytes]:
     """The lines of a file, without their ends."""
-    try:
+    with reading("--batch-file", path, "a text file with one prompt a line"):
         content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise CommandError(f"--batch-file: there is no file {path}") from None
-    except IsADirectoryError:
-        raise CommandError(f"--batch-file: {path} is a folder, expected a text file with one prompt a line") from None
-    except OSError as error:
-        raise CommandError(f"--batch-file: cannot read {path}: {error.strerror}") from None
     if not content:
         raise CommandError(f"--batch-file: {path} is empty, expected one prompt a line")
     return [line.removesuffix(b"\r") for line in content.removesuffix(b"\n").split(b"\n")]

@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import CommandError
+from .errors import CommandError, reading
 
 if TYPE_CHECKING:
     from .tokens import Coding
@@ -67,17 +68,23 @@ Content: TypeAlias = Tensor | Joined
 
 @dataclass(frozen=True)
 class Text:
-    """A text as bytes. ``name`` is for people, ``paths`` are its files; ``sha256`` recognises it when a run is resumed."""
+    """A text as bytes. ``name`` is for people, ``paths`` are its files; ``sha256`` recognises it when a run is resumed.
+
+    ``known_sha256`` spares reading the whole text where another process has done so.
+    """
 
     name: str
     content: Joined
     paths: tuple[str, ...] = ()
+    known_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.content)
 
     @cached_property
     def sha256(self) -> str:
+        if self.known_sha256 is not None:
+            return self.known_sha256
         digest = hashlib.sha256()
         for piece in self.content.pieces(HASHED_AT_ONCE):
             digest.update(piece.numpy().data)
@@ -109,18 +116,11 @@ def load(paths: str | Sequence[str] | None) -> Text:
 
 def _read(path: str) -> Tensor:
     """A file as uint8, in memory or mapped."""
-    try:
+    with reading("--data", path, "a text file"):
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode) and status.st_size >= MAPPED_BYTES:
             return mapped(path, np.uint8)
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise CommandError(f"--data: there is no file {path}") from None
-    except IsADirectoryError:
-        raise CommandError(f"--data: {path} is a folder, expected a text file") from None
-    except OSError as error:
-        raise CommandError(f"--data: cannot read {path}: {error.strerror}") from None
+        content = Path(path).read_bytes()
     if not content:
         raise CommandError(f"--data: {path} is empty")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -183,7 +183,7 @@ class Windows:
     def batch(self, step: int, rows: range | None = None) -> Tensor:
         """(batch_size, context_length + 1) int64: the windows of this step, or those rows of them."""
         first = step * self.batch_size
-        starts = [self._start(first + row) for row in rows or range(self.batch_size)]
+        starts = [self._start(first + row) for row in (range(self.batch_size) if rows is None else rows)]
         return torch.stack([self.content[start : start + self.context_length + 1].long() for start in starts])
 
     def _start(self, index: int) -> int:

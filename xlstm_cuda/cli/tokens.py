@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .errors import CommandError
+from .errors import CommandError, reading
 from .settings import VOCAB_SIZE
 from .text import Content, Corpus, Joined, Text, mapped
 
@@ -136,15 +136,12 @@ def load(path: str | None) -> Coding:
     """The coding of ``--tokenizer FILE``; bytes without one."""
     if path is None:
         return BYTES
+    with reading("--tokenizer", path, "a tokenizer.json"):
+        content = Path(path).read_bytes()
     try:
-        json = Path(path).read_bytes().decode()
-    except FileNotFoundError:
-        raise CommandError(f"--tokenizer: there is no file {path}") from None
+        return Tokenizer(content.decode(), f"--tokenizer: {path}")
     except UnicodeDecodeError:
         raise CommandError(f"--tokenizer: {path} is not a tokenizer of the package tokenizers: it is not UTF-8") from None
-    except OSError as error:
-        raise CommandError(f"--tokenizer: cannot read {path}: {error.strerror}") from None
-    return Tokenizer(json, f"--tokenizer: {path}")
 
 
 def of_checkpoint(content: Mapping[str, Any], where: str) -> Coding:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import math
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from .. import xLSTMLMModel
-from . import checkpoint, distributed, ngram, report, runs, tokens
+from . import checkpoint, distributed, ngram, report, resume, runs, tokens
 from .device import Device
 from .distributed import World
 from .errors import CommandError, SaidElsewhere, UsageError
@@ -26,7 +25,7 @@ from .progress import Progress
 from .settings import Settings
 from .text import Text, check_corpus, check_length, load
 from .tokens import Coding
-from .training import Layout, Training, check_checkpoint, without_memory
+from .training import Layout, Training, without_memory
 
 NGRAM_ORDERS = 4
 
@@ -45,18 +44,17 @@ def prepare(options: argparse.Namespace, world: World, held: contextlib.ExitStac
     device = world.own(Device.choose(options.device, options.backend, options.threads), options.device)
     layout = Layout(options.shard, options.accumulate, options.recompute)
     saved = None
-    if options.resume:
-        folder, saved = _saved_run(options.out, world)
+    if options.resume or resume.goes_on(options.out, world):
+        folder, saved = resume.saved_run(options.out, world)
         where = f"checkpoint {folder / checkpoint.LAST}"
         settings = Settings.from_checkpoint(saved["settings"], where)
-        check_agreement(folder, settings, given)
+        resume.check_agreement(folder, settings, given)
         text = load(options.data) if options.data else replace(load(saved["text"]["path"]), name=saved["text"]["name"])
-        check_same_text(folder, saved["text"], text)
         coding = tokens.of_checkpoint(saved, where)
-        check_same_tokenizer(folder, coding, options.tokenizer)
+        resume.check_same_tokenizer(folder, coding, options.tokenizer)
         layout.passes(settings.batch_size, world)
     else:
-        settings = Settings(**resolve_all_blocks(given, given.get("num_blocks", Settings.num_blocks)))
+        settings = Settings(**resume.resolve_all_blocks(given, given.get("num_blocks", Settings.num_blocks)))
         coding = tokens.load(options.tokenizer)
         check_memory(without_memory(settings, coding.vocab_size), device, layout, world)
         layout.passes(settings.batch_size, world)
@@ -65,31 +63,19 @@ def prepare(options: argparse.Namespace, world: World, held: contextlib.ExitStac
         check_length(text, settings.context_length)
     if world.size > 1:
         world.agree(_facts(settings, layout, text, coding, world))
+    text = replace(text, known_sha256=world.tell(lambda: text.sha256))
+    if saved is not None:
+        resume.check_same_text(folder, saved["text"], text)
     world.tell(lambda: _take(folder, held, fresh=saved is None))
     corpus = tokens.corpus(text, coding, settings.eval_bytes, folder, world.tell)
     check_corpus(corpus, coding, settings.context_length)
     return Run(folder, text, coding, Training(settings, corpus, device, coding.vocab_size, layout, world), saved)
 
 
-def _saved_run(out: str | None, world: World) -> tuple[Path, dict[str, Any]]:
-    """Folder and checkpoint of the run to resume; weights and moments in the first process alone."""
-    whole: dict[str, Any] = {}
-
-    def read() -> tuple[Path, dict[str, Any]]:
-        folder = Path(out) if out else runs.latest_folder()
-        whole.update(checkpoint.load(folder / checkpoint.LAST))
-        where = f"checkpoint {folder / checkpoint.LAST}"
-        settings, _ = check_checkpoint(whole, where)
-        check_course(whole, settings, where)
-        return folder, {name: value for name, value in whole.items() if name not in ("model", "optimizer")}
-
-    folder, course = world.tell(read)
-    return folder, whole or course
-
-
 def _facts(settings: Settings, layout: Layout, text: Text, coding: Coding, world: World) -> dict[str, Any]:
     """What all processes must have in common. One on each machine reads the whole text for its digest."""
-    options = {"--" + name.replace("_", "-"): _shown(value) for name, value in {**asdict(settings), **asdict(layout)}.items()}
+    chosen = {**asdict(settings), **asdict(layout)}
+    options = {"--" + name.replace("_", "-"): resume.shown(value) for name, value in chosen.items()}
     tokenizer = None if coding.json is None else hashlib.sha256(coding.json.encode()).hexdigest()[:12]
     return {
         **options,
@@ -111,12 +97,6 @@ def _take(folder: Path, held: contextlib.ExitStack, fresh: bool) -> None:
         )
 
 
-def resolve_all_blocks(given: Mapping[str, Any], num_blocks: int) -> dict[str, Any]:
-    """The given settings with ``slstm_at="all"`` spelt out."""
-    every = {"slstm_at": tuple(range(num_blocks))} if given.get("slstm_at") == "all" else {}
-    return {**given, **every}
-
-
 def check_memory(model: xLSTMLMModel, device: Device, layout: Layout, world: World) -> None:
     """CommandError for a model whose training cannot fit: weight, gradient and two moments, 16 bytes for each parameter."""
     needed, present = 16 * sum(p.numel() for p in model.parameters()), device.memory()
@@ -129,72 +109,6 @@ def check_memory(model: xLSTMLMModel, device: Device, layout: Layout, world: Wor
             f"out of memory: this model takes {needed / 2**30:,.0f} GiB to train, {device.device} has {present / 2**30:,.0f} GiB;"
             " a smaller --embedding-dim or --num-blocks needs less"
         )
-
-
-def check_course(saved: Mapping[str, Any], settings: Settings, where: str) -> None:
-    """CommandError unless a checkpoint's account of the run so far has the form that `Run` writes."""
-    numbers = (int, float)
-    text, history, ngrams = saved.get("text"), saved.get("history"), saved.get("ngrams")
-    forms = {
-        "step": type(saved.get("step")) is int and 0 <= saved["step"] <= settings.steps,
-        "seconds": isinstance(saved.get("seconds"), numbers) and math.isfinite(saved["seconds"]),
-        "ngrams": isinstance(ngrams, list) and all(isinstance(bits, numbers) for bits in ngrams),
-        "text": isinstance(text, Mapping)
-        and _are_paths(text.get("path", ...))
-        and all(isinstance(text.get(name), kind) for name, kind in (("name", str), ("sha256", str), ("bytes", int))),
-        "history": isinstance(history, Mapping)
-        and all(_are_points(history.get(name)) for name in ("training", "held_out")),
-        "optimizer": isinstance(saved.get("optimizer"), Mapping),
-        "random_of_others": isinstance(saved.get("random_of_others", []), list),
-    }  # fmt: skip
-    for name, fits in forms.items():
-        if not fits:
-            raise CommandError(f"{where} is not one of a run: its {name!r} has another form")
-
-
-def _are_paths(paths: object) -> bool:
-    """Whether this is what `load` takes."""
-    several = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
-    return paths is None or isinstance(paths, str) or bool(several)
-
-
-def _are_points(points: object) -> bool:
-    """Whether this is a list of [step, bits per byte]."""
-    return isinstance(points, list) and all(
-        isinstance(point, list) and len(point) == 2 and all(isinstance(value, (int, float)) for value in point)
-        for point in points
-    )
-
-
-def check_agreement(folder: Path, settings: Settings, given: Mapping[str, Any]) -> None:
-    """CommandError when a resumed run is given a setting that is not its own."""
-    for name, value in resolve_all_blocks(given, settings.num_blocks).items():
-        if value != (expected := getattr(settings, name)):
-            option = "--" + name.replace("_", "-")
-            raise CommandError(
-                f"{option}: got {_shown(value)}, expected {_shown(expected)}, the setting of the run in {folder}"
-                " (a resumed run keeps its settings; leave the option out, or start another run without --resume)"
-            )
-
-
-def check_same_text(folder: Path, saved: Mapping[str, Any], text: Text) -> None:
-    """CommandError when a resumed run is given another text."""
-    if text.sha256 != saved["sha256"]:
-        raise CommandError(
-            f"--data: got {text.name} ({len(text)} bytes, sha256 {text.sha256[:12]}...), expected the text of the run in"
-            f" {folder} ({saved['name']}, {saved['bytes']} bytes, sha256 {saved['sha256'][:12]}...)"
-        )
-
-
-def check_same_tokenizer(folder: Path, coding: Coding, given: str | None) -> None:
-    """CommandError when a resumed run is given another tokenizer."""
-    if given is not None and tokens.load(given).json != coding.json:
-        own = "bytes, without a tokenizer" if coding.json is None else "the tokenizer in its checkpoint, which need not be given"
-        raise CommandError(f"--tokenizer: got {given}, expected that of the run in {folder}: {own}")
-
-
-def _shown(value: Any) -> str:
-    return (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
 class Run:
