@@ -10,6 +10,7 @@ import datetime
 import itertools
 import json
 import os
+import re
 import traceback
 import warnings
 from functools import partial
@@ -37,6 +38,7 @@ from xlstm_cuda.backends import backends
 from xlstm_cuda.blocks import mLSTMBlock, mLSTMLayer, sLSTMBlock, xLSTMBlockStack
 from xlstm_cuda.ops import context
 
+PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
 RANKS = 3
 B, NH, DHQK, DHHV, D, VOCAB = 2, 2, 3, 4, 16, 20
 SPLITS = {
@@ -88,8 +90,11 @@ def leaf(x):
     return x.detach().clone().requires_grad_()
 
 
-def compare(group, tensors, state, split, *, cu_seqlens=None, reset=None, tolerance=EXACT, **options):
-    """h, last states and every gradient of the pieces against those of the whole."""
+def compare(group, tensors, state, split, *, cu_seqlens=None, reset=None, on_states=True, tolerance=EXACT, **options):
+    """h, last states and every gradient of the pieces against those of the whole.
+
+    on_states=False: the loss is on h alone. In float32 a large m is a coarse number, and C counts in its units.
+    """
     start, end = piece_of(group, split)
     rank = distributed.get_rank(group)
     rows = len(tensors[0]) if cu_seqlens is None else len(cu_seqlens) - 1
@@ -97,8 +102,8 @@ def compare(group, tensors, state, split, *, cu_seqlens=None, reset=None, tolera
     by_state = [torch.randn(rows, NH, *shape) for shape in ((DHQK, DHHV), (DHQK,))]
 
     def loss(h, last, weight, rows):
-        on_states = sum((x * w)[rows].sum() for x, w in zip(last, by_state))
-        return (h * weight).sum().double() + on_states
+        terms = [(x * w)[rows].sum() for x, w in zip(last, by_state)]
+        return (h * weight).sum() + sum(terms if on_states else ())
 
     whole, before = [leaf(x) for x in tensors], None if state is None else [leaf(x) for x in state]
     h, last = functional.mlstm(*whole, state=before, cu_seqlens=cu_seqlens, reset=reset, return_state=True, **options)
@@ -118,6 +123,9 @@ def compare(group, tensors, state, split, *, cu_seqlens=None, reset=None, tolera
     close = partial(torch.testing.assert_close, **tolerance)
     assert piece_h.isfinite().all()
     close(piece_h, h[:, start:end])
+    if not on_states:
+        gauge = (piece_last.m - last.m).exp()
+        piece_last = MLSTMState(piece_last.C * gauge[..., None, None], piece_last.n * gauge[..., None], last.m)
     for name, x, expected in zip("Cnm", piece_last, last):
         close(x[ends], expected[ends], msg=lambda text, name=name: f"{name}: {text}")
     for name, x, expected in zip("qkvif", pieces, whole):
@@ -147,6 +155,20 @@ def closed_gates(q, k, v, i, f):
     i[:, 1], i[0, 8], i[:, 10, 1] = -torch.inf, -torch.inf, 60.0
     f[:, 9, 1] = 1e4
     i[:, 3:5, 0] = -200.0
+
+
+def long_decays(q, k, v, i, f):
+    """Sums of log gates of which small differences count: what the first steps wrote is as large as what comes after them."""
+    decay = torch.zeros(S)
+    decay[4:8] = 33333.37
+    f -= decay[:, None]
+    i += 3e5 - decay.cumsum(0)[:, None]
+
+
+def small_inputs(q, k, v, i, f):
+    """m comes from the fresh state, not from any input gate: then eps counts in its units."""
+    f += 8
+    i -= 6
 
 
 def nothing_written(q, k, v, i, f):
@@ -447,6 +469,29 @@ def compiled(group):
     refused(Exception, "disable", lambda: torch.compile(call, backend="eager", fullgraph=True)(*tensors))
 
 
+def heads(group):
+    """The recipe of docs/distributed.md: half of the heads on each rank, the same outputs and gradients."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    (recipe,) = re.findall(r"```python\n(import dataclasses.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    defined = {}
+    exec(compile(recipe, PAGE.name, "exec"), defined)
+    model = xLSTMLarge(xLSTMLargeConfig(embedding_dim=D, num_heads=4, num_blocks=2, vocab_size=VOCAB)).double()
+    x = torch.randint(0, VOCAB, (B, S))
+    y = model(x)
+    weight = torch.randn_like(y)
+    (y * weight).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    defined["shard_heads"](model, DeviceMesh.from_group(group, "cpu"))
+    found, state = model(x, None, True)
+    (found * weight).sum().backward()
+    gradients = {name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for name, p in model.named_parameters()}
+    assert state[0][0].shape[1] == 2
+    torch.testing.assert_close(found, y, **EXACT)
+    torch.testing.assert_close(gradients, expected, **EXACT)
+
+
 CASES = {
     **{f"{split} pieces, {backend}": partial(one_call, split=split, backend=backend)
        for backend, splits in (("cpu", ("even", "uneven", "nothing between", "nothing first", "nothing last", "short")),
@@ -478,6 +523,9 @@ CASES = {
     "closed gates, borders": partial(one_call, change=closed_gates, borders="inside", split="even"),
     "nothing written": partial(one_call, change=nothing_written, given=False),
     "float32": partial(one_call, dtype=torch.float32, tolerance=dict(atol=2e-5, rtol=2e-5)),
+    "fresh, small inputs, eps": partial(one_call, given=False, change=small_inputs, eps=0.1),
+    "float32, long decays": partial(
+        one_call, split="even", dtype=torch.float32, change=long_decays, on_states=False, tolerance=dict(atol=2e-5, rtol=2e-5)),
     "bfloat16": partial(one_call, dtype=torch.bfloat16, tolerance=dict(atol=4e-2, rtol=4e-2)),
     **{f"{kind}, {name}": partial(one_model, kind=kind, **options)
        for kind, name, options in (
@@ -495,6 +543,8 @@ CASES = {
         shapes_differ, borders_differ, gradients_differ, state_of_a_later_rank, no_group, slstm_blocks, double_backward,
         forward_mode, no_steps, no_rows, state_goes_on, nan_stays, counted, kept_for_backward, recomputed, autocast, compiled)},
 }  # fmt: skip
+if PAGE.exists():
+    CASES["heads"] = heads
 if backends()["simt"]:
     CASES["simt"] = partial(one_call, dtype=torch.float32, backend="simt", tolerance=dict(atol=5e-5, rtol=5e-5))
     CASES["simt, borders"] = partial(
@@ -503,13 +553,13 @@ if backends()["simt"]:
 
 
 def possible(size, case):
-    """The group's size has such a split; compiling is slow, so it is done in one group alone."""
-    if case is compiled:
+    """The group's size has such a split and divides the heads; compiling is slow, so it is done in one group alone."""
+    if case in (compiled, heads):
         return size == 2
     return not isinstance(case, partial) or case.keywords.get("split", "uneven") in SPLITS[size]
 
 
-IDS = [f"{size} ranks, {name}" for size in (2, 3) for name, case in CASES.items() if possible(size, case)]
+IDS = [f"{size} ranks, {name}" for size in (3, 2) for name, case in CASES.items() if possible(size, case)]
 
 
 def one_rank(group):
@@ -539,7 +589,7 @@ def worker(rank: int, folder: str) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
     warnings.simplefilter("ignore")
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=datetime.timedelta(minutes=5)
     )
     pair, single = distributed.new_group([1, 2]), [distributed.new_group([member]) for member in range(RANKS)][rank]
     groups = {2: pair, 3: distributed.group.WORLD}

@@ -108,7 +108,8 @@ def mlstm(
     piece = None
     if cp_group is not None:
         alike = {"B": B, "NH": NH, "DHQK": DHQK, "DHHV": DHHV, "igate": int(igate == "exp")}
-        exchanged = differentiated(k, v, i, f, *(x for x in state or () if isinstance(x, Tensor)))
+        held = state if isinstance(state, (tuple, list)) else ()
+        exchanged = differentiated(k, v, i, f, *(x for x in held if isinstance(x, Tensor)))
         piece, cu_seqlens = context.enter(cp_group, q, cu_seqlens, alike, state, exchanged)
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)

@@ -201,7 +201,7 @@ def _refuse_double_backward() -> None:
 
 
 class _Summary(torch.autograd.Function):
-    """(C, n, m) that the steps of a piece leave behind, and its decay G, the sum of log f: (X1).
+    """(C, n, m) that the steps of a piece leave behind, and its decay G, the sum of log f: (X1), (X7).
 
     k (B, S, NH, DHQK), v (B, S, NH, DHHV), i, f (B, S, NH), own (B, S) the steps that count, or None for all ->
     C, n, m in the dtype of states, G (B, NH) float64; m = -inf where no step writes. Backward makes the weights anew.
@@ -336,7 +336,7 @@ def _like(rows: Tensor, part: Tensor) -> Tensor:
 
 
 class _Exchange(torch.autograd.Function):
-    """Summaries of all ranks -> the state before this rank's piece, zeros on rank 0: (X3)-(X5), one all-gather each way.
+    """Summaries of all ranks -> the state before this rank's piece, zeros on rank 0: (X3)-(X6), one all-gather each way.
 
     What is kept for backward does not grow with the number of ranks: this state, and m and G of every rank, (R, B, NH).
     """
