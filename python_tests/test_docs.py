@@ -64,7 +64,7 @@ def test_readme_examples_run(code):
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("page", ["packing.md", "generation.md"])
+@pytest.mark.parametrize("page", ["packing.md", "generation.md", "export.md"])
 def test_examples_of_a_page_run_one_after_the_other(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
     assert blocks
