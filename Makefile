@@ -10,7 +10,7 @@ INSTALL ?= $(PYTHON) .ci/install.py
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 CSRC := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 
-.PHONY: help demo test test-deep test-ptx wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
+.PHONY: help demo examples test test-deep test-ptx docs wheel lint format static-report gpu-check gpu-bench gpu-deep bench-cpu performance
 
 help:  ## this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -18,6 +18,10 @@ help:  ## this list
 demo:  ## installs, trains a small language model and lets it write; STEPS=40 for a short look
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) demo)
 	$(PYTHON) -m xlstm_cuda train $(STEPS:%=--steps %) $(ARGS)
+
+examples:  ## installs their data, runs the measured examples with all seeds (25 minutes) and writes docs/examples.md; ARGS=state_tracking for one
+	@$(if $(filter no,$(INSTALL)),,$(INSTALL) examples)
+	$(PYTHON) -m examples $(ARGS)
 
 test:  ## installs with everything that tests need, then the default tests; ARGS="-k errors" for some of them
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) test)
@@ -44,6 +48,9 @@ test-deep:  ## the wide grid, races, address checks, planted bugs, random compar
 	$(PYTEST) -q --ptx=80 -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
 	XLSTM_PTX_RACES=1 $(PYTEST) -q --ptx=90a $(PTX_TESTS)
 	$(PYTHON) python_tests/ptx_mutants.py
+
+docs:  ## this documentation as a site, strictly, into build/site; installs its tools, needs neither torch nor a build of the package
+	$(PYTHON) .ci/docs.py $(ARGS)
 
 wheel:  ## the release wheel for Linux into dist/, tried in an environment without compilers; CUDAARCHS=90a-real for one GPU
 	$(PYTHON) -u .ci/release_wheel.py $(ARGS)

@@ -1,4 +1,4 @@
-"""Installs this checkout for one of the Makefile's commands: `python3 .ci/install.py demo | test | deep`.
+"""Installs this checkout for one of the Makefile's commands: `python3 .ci/install.py demo | examples | test | deep`.
 
 Into the active environment (virtual or conda), else into .venv, which is made when it is not there. Nothing is done when the
 same sources are installed there already with at least the same parts. A torch that is there stays; a machine without an
@@ -23,9 +23,9 @@ sys.dont_write_bytecode = True  # nothing of this script stays in cmake/
 
 SOURCES = ("CMakeLists.txt", "cmake", "constraints-cpu.txt", "csrc", "pyproject.toml", "xlstm_cuda")
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"  #: where PyTorch keeps builds without CUDA
-TESTS = ("plot", "test", "peers")
-EXTRAS = {"demo": ("plot",), "test": TESTS, "deep": TESTS}
-SWITCHES = {"demo": (), "test": ("XLSTM_SIMT",), "deep": ("XLSTM_SIMT", "XLSTM_SIMT_ASAN")}
+TESTS = ("plot", "test", "peers", "examples")
+EXTRAS = {"demo": ("plot",), "examples": ("examples",), "test": TESTS, "deep": TESTS}
+SWITCHES = {"demo": (), "examples": (), "test": ("XLSTM_SIMT",), "deep": ("XLSTM_SIMT", "XLSTM_SIMT_ASAN")}
 
 
 def main() -> int:
@@ -79,7 +79,7 @@ def wanted_parts(purpose: str) -> dict[str, object]:
 
     chosen = {name: value for name, value in os.environ.items() if name.startswith("XLSTM_") or name == "CUDAARCHS"}
     switches = dict.fromkeys(SWITCHES[purpose], "ON")
-    if purpose != "demo":
+    if SWITCHES[purpose]:
         try:
             find_nvcc()
             switches["XLSTM_PTX"] = "ON"  # the kernels as nvcc compiles them, in the tests' interpreter

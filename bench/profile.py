@@ -1,8 +1,7 @@
 """Where the time of the default model goes on a CPU, training and decoding: matmuls, recurrences, rest.
 
-`python -m bench profile` prints shares of PyTorch's profiler. A recurrence is everything inside one of our ops, their matmuls
-included; a matmul is one outside of them. Decoding has no ops of ours in eager mode, so its recurrences are timed as the calls
-of `functional.mlstm_step` and `functional.slstm_step`.
+`python -m bench profile` prints shares of PyTorch's profiler. It sees our native calls under labels: a recurrence over a sequence
+with everything inside it, the passes around it in an mLSTM layer, and a block's whole decoding step. A matmul is one outside.
 """
 
 from __future__ import annotations
@@ -20,17 +19,25 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from xlstm_cuda import functional
 from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.settings import VOCAB_SIZE, Settings
+from xlstm_cuda.cli.text import Corpus
 from xlstm_cuda.cli.training import Training
+from xlstm_cuda.ops import block_step_cpu, mlstm_cpu, mlstm_layer_cpu, slstm_cpu
 
 from .checkout import commit
 from .suites.decode import default_model, tokens
 
 MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 FILE = "profile.json"
-STEP = "xlstm_cuda::step"  #: label of a recurrence's decode step
+RECURRENCE, PASSES, STEP = "recurrence", "passes around the recurrence", "native step of a block"
+#: What the profiler sees under a label: a module's function.
+LABELS = (
+    (mlstm_cpu, "forward", RECURRENCE), (mlstm_cpu, "backward", RECURRENCE),
+    (slstm_cpu, "forward", RECURRENCE), (slstm_cpu, "backward", RECURRENCE),
+    (mlstm_layer_cpu, "run_pass", PASSES),
+    (block_step_cpu, "mlstm", STEP), (block_step_cpu, "slstm", STEP),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def shares(call: Callable[[], object], calls: int) -> Shares:
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("all"):
+    with labelled(), profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("all"):
         for _ in range(calls):
             call()
     spent: Counter[str] = Counter()
@@ -74,22 +81,23 @@ def shares(call: Callable[[], object], calls: int) -> Shares:
 
 
 def bucket(event: Any) -> str:
-    """ "recurrence" inside one of our ops, "matmul" for a matmul elsewhere, otherwise the operator's name."""
+    """The innermost label around an event, "matmul" for a matmul outside them, otherwise the operator's name."""
     above = event
     while above is not None:
-        if above.name.startswith("xlstm_cuda::"):
-            return "recurrence"
+        if above.name in (RECURRENCE, PASSES, STEP):
+            return above.name
         above = above.cpu_parent
     if event.name in MATMULS:
         return "matmul"
-    return "Python and autograd" if event.name == "all" or "autograd::" in event.name else event.name
+    ours = event.name.startswith(("_MLSTM", "_SLSTM"))
+    return "Python and autograd" if event.name == "all" or ours or "autograd::" in event.name else event.name
 
 
 def training() -> Shares:
     """A step of `python -m xlstm_cuda train` with its defaults, optimizer included, on random bytes."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(VOCAB_SIZE, (1 << 17,), generator=generator, dtype=torch.uint8)
-    run = Training(Settings(), text, text, Device(torch.device("cpu")))
+    run = Training(Settings(), Corpus.of_bytes(text, text), Device(torch.device("cpu")))
     for _ in range(3):
         run.train_step()
     return shares(run.train_step, 10)
@@ -103,27 +111,28 @@ def decoding() -> Shares:
     state = None
     for _ in range(20):
         _, state = model.step(token, state)
-    with labelled_steps():
-        return shares(lambda: model.step(token, state), 200)
+    return shares(lambda: model.step(token, state), 200)
 
 
 @contextmanager
-def labelled_steps() -> Iterator[None]:
-    """The profiler sees a recurrence's decode step under one label."""
-    before: tuple[Any, Any] = functional.mlstm_step, functional.slstm_step
+def labelled() -> Iterator[None]:
+    """The profiler sees the functions of `LABELS` under their labels."""
 
-    def labelled(step: Any) -> Any:
+    def under(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            with record_function(STEP):
-                return step(*arguments, **options)
+            with record_function(label):
+                return function(*arguments, **options)
 
         return run
 
-    functional.mlstm_step, functional.slstm_step = map(labelled, before)
+    before = [getattr(module, name) for module, name, _ in LABELS]
     try:
+        for (module, name, label), function in zip(LABELS, before):
+            setattr(module, name, under(label, function))
         yield
     finally:
-        functional.mlstm_step, functional.slstm_step = before
+        for (module, name, _), function in zip(LABELS, before):
+            setattr(module, name, function)
 
 
 def main(out: Path) -> None:

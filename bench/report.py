@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import profile, records, table
+from . import busy, profile, records, table
 from .checkout import ROOT
 from .environment import title
 from .records import Record
@@ -19,18 +19,23 @@ NOT_COMMITTED = ("local", "dry-run")
 METRICS = {"time": "ms", "graph time": "ms as a CUDA graph", "memory": "peak MiB", "state": "bytes of state"}
 INTRODUCTION = """# Performance
 
-Written by `python -m bench.report` from the result files in `bench/results`; do not edit it. `python -m bench --quick` measures
-on your machine. Every contender has first agreed with the float64 reference, outputs and gradients, to the error in the last
-column (without one it computes another function). Times are medians of interleaved runs, with the fastest and the slowest; a
-ratio is the median over rounds of one run, this contender's time over that of the one named. The roofline is the share of the
-time that the case's work would take at the rates of a matmul and a copy on the same machine (bench/roofline.py). What was
-tried to get here stands in [kernel-notes.md](kernel-notes.md); registers, spills and bytes of every kernel in
-[bench/results/static/kernels.md](../bench/results/static/kernels.md).
+`python -m bench.report` writes this page from the result files in `bench/results`, so do not edit it. `python -m bench --quick`
+measures on your machine.
+
+- **ms**: the median of interleaved runs; in brackets the fastest run, the slowest run, and their number.
+- **ratio**: this contender's time over that of the one named, the median over the rounds of one run.
+- **roofline**: how long the work of the case would take at the rates of a matmul and of a copy on the same machine, as a share of
+  the measured time (`bench/roofline.py`).
+- **error**: before it was timed, the contender's outputs and gradients were compared with the float64 reference, and this is the
+  largest difference. A contender without an error computes another function.
+
+[What was tried](kernel-notes.md) to get here; [every kernel](../bench/results/static/kernels.md) with its registers, spills and
+bytes.
 """
 NO_GPU = """## On a GPU
 
-There is no result yet: no GPU has been at hand since the kernels were written. `make gpu-check`, `make gpu-bench` and
-`make gpu-deep` measure on one, and their result files make this section.
+There is no result yet, because nothing has been run on a GPU. `make gpu-check`, `make gpu-bench` and `make gpu-deep` check and
+measure on one, and their result files will make this section.
 """
 
 
@@ -64,6 +69,8 @@ def section(where: Path, found: Sequence[Record]) -> str:
         lines += ["### Share of the roofline", "", f"![roofline]({os.path.relpath(picture, PAGE.parent)})\n"]
     if (file := where / profile.FILE).exists():
         lines += profile_lines(json.loads(file.read_text()))
+    if (file := where / busy.FILE).exists():
+        lines += busy_lines(json.loads(file.read_text()))
     return "\n".join(lines)
 
 
@@ -133,6 +140,13 @@ def profile_lines(found: dict[str, Any]) -> list[str]:
         largest = ", ".join(f"{operator} {share:.1%}" for operator, share in list(one["rest"].items())[:5])
         lines.append(f"| {name} | {one['ms']:.2f} | {one['recurrences']:.1%} | {one['matmuls']:.1%} | {rest:.1%} | {largest} |")
     return [*lines, ""]
+
+
+def busy_lines(found: dict[str, Any]) -> list[str]:
+    """How training goes on beside other processes."""
+    command = f"{found['steps']} steps of `python -m xlstm_cuda train`, process start included, medians of {found['rounds']}"
+    lines = ["### Beside busy processes", "", f"`python -m bench busy`, commit {found['commit']}: {command}.", ""]
+    return [*lines, *(f"- {line}" for line in busy.lines(found)), ""]
 
 
 def main() -> None:

@@ -27,8 +27,7 @@ from bench.static.compiler import demangle, find_cuobjdump, find_nvcc
 from bench.static.sources import ROOT
 
 FILES = (
-    "resident_forward_bfloat16", "resident_backward_bfloat16",
-    "cluster_forward", "cluster_backward", "grid_forward", "grid_backward",
+    "resident/forward", "resident/backward", "cluster/forward", "cluster/backward", "grid/forward", "grid/backward",
 )  # fmt: skip
 KINDS = ("HMMA", "LDSM", "MUFU", "BAR", "LDS", "STS", "LDGSTS", "STG", "LDG", "FMA", "IMAD", "ALU", "control")
 #       kind: (pipe, cycles between two, latency); None: by the width of the access
@@ -233,7 +232,7 @@ def main() -> int:
     print(f"{'usual':>7} {'longest':>8} {'cycles':>6} {'us':>5} " + " ".join(f"{k:>6}" for k in KINDS) + "  kernel, warps")
     with tempfile.TemporaryDirectory() as folder:
         for name in FILES:
-            cubin, source = Path(folder) / f"{name}.cubin", ROOT / f"csrc/slstm/{name}.cu"
+            cubin, source = Path(folder) / f"{name.replace('/', '_')}.cubin", ROOT / f"csrc/slstm/{name}.cu"
             command = [
                 nvcc,
                 "-std=c++17",

@@ -16,6 +16,7 @@ with contextlib.suppress(ImportError):
 
 import pytest
 import torch
+from backend_fixture import NATIVE, backend_fixture
 
 GPU = os.environ.get("XLSTM_PLAYED_GPU")
 
@@ -99,15 +100,7 @@ def played_device():
         yield
 
 
-@pytest.fixture(params=["cpu", "simt", "cuda"])
-def backend(request) -> str:
-    """Every backend that does not run plain PyTorch; a file that needs others has a fixture of this name."""
-    from xlstm_cuda import backends
-
-    found = backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(NATIVE)
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from backend_fixture import KERNELS
 from torch import Tensor
 
 from xlstm_cuda import MLSTMState, functional
 
-KERNELS = ("simt", "cuda")  # backends that run the kernels of csrc/mlstm
 NAMES = ("q", "k", "v", "i", "f", "C0", "n0", "m0")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from planted_bugs import Bug, plant
 
 KERNELS = "xlstm_cuda/ops/mlstm_kernels.py"
-WALK, TILE, SCORES, STATE, PRODUCT, CONTAINMENT = (
-    f"csrc/mlstm/walk{part}.cuh" for part in ("", "_tile", "_scores", "_state", "_product", "_containment")
+WALK, SHARED, SCORES, STATE, PRODUCT, CONTAINMENT = (
+    f"csrc/mlstm/walk/{part}.cuh" for part in ("kernel", "shared", "scores", "state", "product", "containment")
 )
-GATES = "csrc/mlstm/gates.cu"
+GATES = "csrc/mlstm/gates/gates.cu"
 GRADIENTS = "dq, dk, dv = unpadded(dQ, DHQK), unpadded(dK, DHQK), unpadded(dV, DHHV)\n"
 
 
@@ -23,19 +23,23 @@ MUTANTS: dict[str, Bug] = {
     "normaliser gradient dropped": (KERNELS, "if options.exact and options.normalize else None", "if False else None"),
     "dn0 zeroed": (KERNELS, GRADIENTS, f"{GRADIENTS}    dinitial = dinitial[0], dinitial[1] * 0\n"),
     "df without the state term": (KERNELS, "border = None if dfinal is None or final is None else", "border = None if True else"),
-    "last token unmasked": (SCORES, "unsigned(t - j) <= unsigned(t - row_start[h])", "j <= t + 1 && j >= row_start[h]"),
-    "reset seen through": (SCORES, "unsigned(t - j) <= unsigned(t - row_start[h])", "j <= t"),
+    "last token unmasked": (
+        SCORES,
+        "unsigned(row - column) <= unsigned(row - row_start[half])",
+        "column <= row + 1 && column >= row_start[half]",
+    ),
+    "reset seen through": (SCORES, "unsigned(row - column) <= unsigned(row - row_start[half])", "column <= row"),
     "barrier after P removed": (WALK, "__syncthreads();  // P is complete; A is free", ""),
-    "barrier before the chunk removed": (WALK, "__syncthreads();  // chunk k is here; everyone has left the chunk before", ""),
+    "barrier before the chunk removed": (WALK, "__syncthreads();  // the chunk is here; everyone has left the chunk before", ""),
     "wait removed": (WALK, "device::cp_async_wait<0>();\n    __syncthreads();", "__syncthreads();"),
     "wrong stage": (WALK, "load_rest(chunk_at(step + 1), stage ^ 1)", "load_rest(chunk_at(step + 1), stage)"),
-    "ldmatrix of X without .trans": (PRODUCT, "device::ldmatrix_x4_trans(x[mo]", "device::ldmatrix_x4(x[mo]"),
-    "tail rows unmasked": (TILE, "i * kRowsAtOnce < left ? 16 : 0", "16"),
+    "ldmatrix of X without .trans": (PRODUCT, "device::ldmatrix_x4_trans(x[state_tile]", "device::ldmatrix_x4(x[state_tile]"),
+    "tail rows unmasked": (SHARED, "i * kRowsAtOnce < left ? 16 : 0", "16"),
     "tail records unmasked": (GATES, "real && !fresh ? row.r", "!fresh ? p.scale"),
     "states in 16 bits": (
         STATE,
-        "S[mo][ct][e] *= g;",
-        "S[mo][ct][e] = g * device::low_half<Element>(device::pack<Element>(S[mo][ct][e], 0.0f));",
+        "S[tile][i][e] *= g;",
+        "S[tile][i][e] = g * device::low_half<Element>(device::pack<Element>(S[tile][i][e], 0.0f));",
     ),
     "m off at chunk borders": (
         GATES,
@@ -45,7 +49,7 @@ MUTANTS: dict[str, Bug] = {
     "low parts of the logarithms dropped": (GATES, "fabsf(high) == INFINITY ? 0.0f : float(x - high)", "0.0f"),
     "NaN of v through the causal zeros": (
         CONTAINMENT,
-        "return add_across_causal_zeros(at, chunk, acc, pass, kt, x);",
+        "return add_across_causal_zeros(place, chunk, acc, pass, key_tile, x);",
         "(void)0;",
     ),
 }

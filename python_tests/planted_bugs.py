@@ -16,6 +16,47 @@ ROOT = Path(__file__).parent.parent
 Bug = tuple[str, str, str]  #: file, text that occurs once in it, what replaces the text
 
 
+def table(name: str) -> dict[str, Bug]:
+    """The bugs of ``planted/<name>.txt``, paragraphs of
+
+        name of the bug
+        in csrc/file.cuh
+        - the text, which occurs once in the file
+        + what it becomes
+
+    More lines with ``-`` or ``+`` are more lines of the text; an empty last one ends it with a line break. Without a ``+`` the
+    text is removed. ``#`` begins a comment.
+    """
+    bugs: dict[str, Bug] = {}
+    for paragraph in (Path(__file__).parent / "planted" / f"{name}.txt").read_text().split("\n\n"):
+        lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
+        if not lines:
+            continue
+        bug, place, *changes = lines
+        assert place.startswith("in ") and bug not in bugs and all(line[0] in "-+" for line in changes), paragraph
+        old, new = ("\n".join(line[2:] for line in changes if line[0] == sign) for sign in "-+")
+        bugs[bug] = (place.removeprefix("in "), old, new)
+    return bugs
+
+
+def scaled(file: str, line: str, results: Mapping[str, str]) -> dict[str, Bug]:
+    """A bug for each result: multiplied by 0.98 in front of ``line`` of ``file``; results: name -> expression."""
+    return {f"{name} x 0.98": (file, line, f"    {value} = {value} * 0.98\n{line}") for name, value in results.items()}
+
+
+def misplaced(bugs: Mapping[str, Bug]) -> list[str]:
+    """The bugs that cannot be planted: their text does not occur exactly once, or would not change."""
+    found = []
+    for name, (file, old, new) in bugs.items():
+        path = ROOT / file
+        count = path.read_text().count(old) if path.exists() else 0
+        if count != 1:
+            found.append(f"{name}: the text to replace occurs {count} times in {file}: {old!r}")
+        if old == new:
+            found.append(f"{name}: replaces {old!r} by itself")
+    return found
+
+
 def plant(
     description: str | None,
     bugs: Mapping[str, Bug],
@@ -36,9 +77,8 @@ def plant(
     chosen = {name: bug for name, bug in bugs.items() if only in name}
     if not chosen:
         parser.error(f"--only {only}: no bug of that name")
-    for name, (file, old, _) in chosen.items():
-        count = (ROOT / file).read_text().count(old)
-        assert count == 1, f"{name}: the text to replace occurs {count} times in {file}"
+    if lost := misplaced(chosen):
+        raise SystemExit("\n".join(lost))
     missed, seen_by_both = [], []
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder), module, switches)

@@ -28,6 +28,7 @@ class Card(NamedTuple):
 CARDS = {
     80: Card("80", 80, 108, 163),
     86: Card("80", 86, 84, 99),
+    87: Card("80", 87, 16, 163),
     89: Card("80", 89, 128, 99),
     90: Card("90a", 90, 132, 227),
 }  #: by simt.options(sm=...)
@@ -35,6 +36,7 @@ NEWER = {"100f": (90, Card("100f", 100, 148, 227)), "120f": (89, Card("120f", 12
 TARGETS = ("80", "90a", *NEWER)
 NOT_MODELLED = {
     "test_wgmma": "ptx: the interpreter has no wgmma, which no kernel calls",
+    "test_mlstm_tiles_are_those_of_the_code": "ptx: the module has no PTX of compute_86",
     "test_bulk_load": "ptx: the interpreter has no bulk copies, which no kernel calls",
 }  #: tests that cannot run here, and why
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from planted_bugs import Bug, plant
 
-MATRIX, KERNEL, STATE, GRID = (
+MATRIX, KERNEL, ORDER, STATE, GRID = (
     "csrc/device/matrix.cuh",
     "csrc/device/kernel.cuh",
-    "csrc/mlstm/walk_state.cuh",
-    "csrc/slstm/grid_exchange.cuh",
+    "csrc/device/memory_order.cuh",
+    "csrc/mlstm/walk/state.cuh",
+    "csrc/slstm/grid/exchange.cuh",
 )
 LOOP = """#pragma unroll
-      for (int i = 0; i < OT; ++i) {
+      for (int i = 0; i < OUTPUT_TILES; ++i) {
         const float v = s[i / 2][2 * (i & 1)];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          s_column[i][e] = __shfl_sync(device::kAllLanes, v, (2 * at.quad + e) * 4);
-          if (at.wc) s_column[i][e] = 0.0f;  // counted once
+          const int column = device::c_coordinate(place.fragment, e).column;  // of O; a row of S^T
+          s_of_column[i][e] = __shfl_sync(device::kAllLanes, v, device::c_lane(column, 0));
+          if (place.contracted_warp) s_of_column[i][e] = 0.0f;  // counted once
         }
       }
 """
@@ -51,13 +53,18 @@ MUTANTS: dict[str, Bug] = {
         "return __shfl_sync(kAllLanes, threadIdx.x / 32, 0);",
         "return __shfl_sync(kAllLanes, threadIdx.x / 16, 0);",
     ),
+    "ld.acquire: no clobber, so that the compiler may read the flag once": (
+        ORDER,
+        """asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");""",
+        """asm("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag));""",
+    ),
     "grid backward: one counter for both buffers": (
         GRID,
         COUNTER.format(buffer=" + e % 2", exchanges="uint32_t(e + 1) / 2"),
         COUNTER.format(buffer="", exchanges="uint32_t(e)"),
     ),
 }
-WRAPPERS = "primitives and (ldmatrix or mma_registers or lane_and_warp_id)"
+WRAPPERS = "primitives and (ldmatrix or mma_registers or lane_and_warp_id or flags_release)"
 KERNELS = "(options_match_reference_in_16_bits and detached) or (grid and 40_random)"
 FILES = ["python_tests/test_simt_primitives.py", "python_tests/test_mlstm_kernels.py", "python_tests/test_slstm_split_kernels.py"]
 TESTS = [*FILES, "-k", f"({WRAPPERS}) or ({KERNELS})"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -119,3 +120,44 @@ def assert_close(got: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.
         assert torch.isfinite(value).all(), f"{name} is not finite"
         wrong, allowed = error(value, truth[name]), max(tolerance, rounding * (16 + 2 * widest_gate))
         assert wrong <= allowed, f"{name}: {wrong:.2e} > {allowed:.2e}"
+
+
+PACKED_LENGTHS = [(4, 0, 9, 1, 1, 0, 30), (0, 0), (0, 5), (7,), tuple(range(12))]
+
+
+def packed_case(lengths: tuple[int, ...], DH: int, with_reset: bool) -> Case:
+    """Sequences of these lengths in one row, with resets of their own where asked."""
+    borders = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
+    case = make_case(1, sum(lengths), 2, DH, rows=len(lengths), cu_seqlens=borders)
+    if with_reset:
+        case.options["reset"] = torch.rand(1, sum(lengths), generator=torch.Generator().manual_seed(1)) < 0.2
+    return case
+
+
+def assert_equals_separate(packed: dict[str, Tensor], case: Case, backend: str, dtype: torch.dtype) -> None:
+    """``packed``, the result of a `packed_case`, is that of each sequence alone, bit for bit."""
+    for row, (start, end) in enumerate(itertools.pairwise(case.options["cu_seqlens"].tolist())):
+        one = make_case(1, 0, 2, case.R.shape[-1])
+        one.x, one.dh, one.R, one.b = case.x[:, start:end], case.dh[:, start:end], case.R, case.b
+        one.state = tuple(s[row : row + 1] for s in case.state)
+        one.dstate = tuple(d[row : row + 1] for d in case.dstate)
+        if "reset" in case.options:
+            one.options["reset"] = case.options["reset"][:, start:end]
+        alone = run(one, backend, dtype)
+        assert torch.equal(alone["h"], packed["h"][:, start:end]) and torch.equal(alone["dx"], packed["dx"][:, start:end])
+        assert all(torch.equal(alone[name][0], packed[name][row]) for name in NAMES if name.endswith(("last", "0")))
+
+
+def official_vanilla(x: Tensor, R: Tensor, b: Tensor) -> Tensor:
+    """h of the official plain-PyTorch sLSTM, from a fresh state; the test is skipped where the peer is not installed."""
+    vanilla = pytest.importorskip("xlstm.blocks.slstm.src.vanilla", reason="peer xlstm is not installed (requirements-peers.txt)")
+    B, S, _, NH, DH = x.shape
+    states, _, _ = vanilla.slstm_forward(
+        x.permute(1, 0, 2, 3, 4).reshape(S, B, 4 * NH * DH),
+        torch.zeros(4, B, NH * DH, dtype=torch.float64),
+        R.permute(1, 0, 2, 3).reshape(NH, 4 * DH, DH),
+        b.reshape(-1),
+        vanilla.slstm_pointwise_function_registry["slstm"],
+        constants={},
+    )
+    return states[0, 1:].view(S, B, NH, DH).transpose(0, 1)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlstm_cases import KERNELS, device_of
+from backend_fixture import KERNELS
+from mlstm_cases import device_of
 from torch import Tensor
 
 import xlstm_cuda

@@ -11,21 +11,16 @@ import mlstm_cases
 import pytest
 import slstm_cases
 import torch
+from backend_fixture import KERNELS, backend_fixture
 from mlstm_cases import Case
 from simt_backends import skip_unless_usable
 
-import xlstm_cuda
 from xlstm_cuda import functional
 
 ATTACK = Path(__file__).parent / "attack"
 
 
-@pytest.fixture(params=["simt", "cuda"])
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def test_attack_of_300_random_cases_finds_nothing_new():

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("bench", reason="bench/ is only in a checkout")
 
 from bench import __main__ as command
-from bench import compare, draw, gate, measure, memory, peers, plots, records, report, roofline, table
+from bench import busy, compare, draw, gate, measure, memory, peers, plots, profile, records, report, roofline, table
 from bench.contenders import Case, Contender, Prepared, Unusable
 from bench.suites import SUITES, block, decode, mlstm, slstm
 from bench.timing import Timing, interleaved, ratio
@@ -231,6 +231,25 @@ def test_command_stops_at_its_budget(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not report.RESULTS.exists(), reason="bench/results is only in a checkout")
+def test_the_profile_sees_native_calls_under_their_labels():
+    run = profile.Training(
+        profile.Settings(batch_size=1, context_length=8), *[torch.zeros(4096, dtype=torch.uint8)] * 2, profile.Device(CPU)
+    )
+    found = profile.shares(run.train_step, 1)
+    assert found.recurrences > 0 and found.rest[profile.PASSES] > 0
+    model, token = decode.default_model(CPU, torch.float32), decode.tokens(1, 1, CPU)
+    with torch.inference_mode():
+        assert profile.shares(lambda: model.step(token), 1).rest[profile.STEP] > 0
+
+
+def test_training_beside_busy_processes_is_a_part_of_the_page(tmp_path, monkeypatch):
+    seconds = iter((2.0, 1.9, 4.0))
+    monkeypatch.setattr(busy, "train", lambda **_: next(seconds))
+    busy.main(tmp_path, quick=True)
+    page = "\n".join(report.busy_lines(json.loads((tmp_path / busy.FILE).read_text())))
+    assert "alone: 2.00 s" in page and "4.00 s, 2.00 of the time alone" in page
+
+
 def test_performance_page_is_what_the_results_say():
     assert report.PAGE.read_text() == report.render(), "refresh with `python -m bench.report`"
 

@@ -12,23 +12,17 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
-from mlstm_cases import GATES, KERNELS, Case, mlstm
+from backend_fixture import KERNELS, NATIVE, backend_fixture
+from mlstm_cases import GATES, Case, mlstm
 
-import xlstm_cuda
 from xlstm_cuda import functional
 
-BACKENDS = ["cpu", "simt", "cuda"]
 LENGTHS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 128, 129]
 LONG = [191, 257, 1000]
 DEEP_ON_SIMT = ["cpu", pytest.param("simt", marks=pytest.mark.deep), "cuda"]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(NATIVE)
 
 
 def check(case: Case, backend: str, h=tolerances.MLSTM_H, grad=tolerances.MLSTM_GRAD, df=tolerances.MLSTM_DF, **kwargs) -> None:

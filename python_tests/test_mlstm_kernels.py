@@ -8,7 +8,8 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
-from mlstm_cases import KERNELS, Case, mlstm
+from backend_fixture import KERNELS, backend_fixture
+from mlstm_cases import Case, mlstm
 from simt_backends import skip_unless_traced
 
 import xlstm_cuda
@@ -20,12 +21,7 @@ HALF = [torch.bfloat16, torch.float16]
 LIMITS = {86: "99 KiB", 80: "163 KiB", 90: "227 KiB"}  # shared memory of a block, by architecture: it chooses the tile
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 @pytest.fixture(params=LIMITS, ids=LIMITS.get)
@@ -220,3 +216,14 @@ def test_mlstm_keeps_its_state_in_float32(dtype, backend):
     tensors[4].fill_(100.0)
     _, last = mlstm(*tensors[:5], state=tensors[5:], return_state=True, backend=backend)
     assert tolerances.rms_ratio(last.C, tensors[5]) < 1e-6, "nothing is written and nothing forgotten"
+
+
+def test_mlstm_tiles_are_those_of_the_code():
+    """sm_87 runs the code of sm_86, which has no wide tiles, though the device has the shared memory for them."""
+    if not (found := xlstm_cuda.backends()["simt"]):
+        pytest.skip(found.reason)
+    columns = {}
+    for sm in (80, 86, 87):
+        with simt.options(sm=sm):
+            columns[sm] = [simt.module().mlstm_block_columns("h", "bfloat16", 64, c, 256) for c in (128, 256)]
+    assert columns == {80: [128, 128], 86: [64, 64], 87: [64, 64]}

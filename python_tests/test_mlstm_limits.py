@@ -8,19 +8,15 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
-from mlstm_cases import KERNELS, Case, mlstm
+from backend_fixture import ALL, KERNELS, backend_fixture
+from mlstm_cases import Case, mlstm
 
 import xlstm_cuda
 
 OUTPUTS = ("h", "C", "n", "m")
 
 
-@pytest.fixture(params=["reference", "cpu", "simt", "cuda"])
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(ALL)
 
 
 def case_of(S: int, level: float, **fields) -> tuple[Case, list[torch.Tensor]]:

@@ -8,7 +8,7 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
-from mlstm_cases import KERNELS
+from backend_fixture import KERNELS, backend_fixture
 from torch import nn
 
 import xlstm_cuda
@@ -16,12 +16,7 @@ import xlstm_cuda
 D, S, B, VOCABULARY = 32, 70, 2, 11  # S: more than one chunk of the kernels
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def block_config(**sizes: int) -> xlstm_cuda.mLSTMBlockConfig:

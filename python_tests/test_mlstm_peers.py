@@ -7,21 +7,15 @@ import importlib
 import pytest
 import tolerances
 import torch
-from mlstm_cases import KERNELS, NAMES, Case, inputs, mlstm
-
-import xlstm_cuda
+from backend_fixture import KERNELS, backend_fixture
+from mlstm_cases import NAMES, Case, inputs, mlstm
 
 peer = pytest.importorskip("mlstm_kernels.torch", reason="pip install 'xlstm_cuda[peers]'")
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def heads_first(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

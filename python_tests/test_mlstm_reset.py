@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
+from backend_fixture import ALL, backend_fixture
 from mlstm_cases import Case, device_of, exact_dtype, inputs
 
-from xlstm_cuda import backends, functional, reference
+from xlstm_cuda import functional, reference
 
 S = 70
 RESETS = {
@@ -19,12 +20,7 @@ RESETS = {
 }
 
 
-@pytest.fixture(params=["reference", "cpu", "simt", "cuda"])
-def backend(request) -> str:
-    found = backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(ALL)
 
 
 def flags(rows: list[list[int]]) -> torch.Tensor:

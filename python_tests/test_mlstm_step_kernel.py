@@ -7,7 +7,8 @@ import itertools
 import pytest
 import tolerances
 import torch
-from simt_backends import BACKENDS, skip_unless_traced
+from backend_fixture import KERNELS, backend_fixture
+from simt_backends import skip_unless_traced
 
 from xlstm_cuda import backends, functional, simt
 
@@ -23,12 +24,7 @@ INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    found = backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def device_of(backend: str) -> str:

@@ -145,6 +145,7 @@ FAULTS = {
         {},
         "deadlock: .* spins at",
     ),
+    "loop for ever": ("L: bra L;", {}, "a loop without end: it waits for nothing"),
     "race": (
         "mov.u32 %r3, s; st.shared.u32 [%r3], %r1;",
         {"head": ".shared .align 4 .b8 s[4];", "block": 64, "words": 64, "races": True},
@@ -353,6 +354,43 @@ def test_planted_bug_in_a_wrapper_is_found(ptx, nvcc, tmp_path, bug):
         assert source.count(old) == 1
         path.write_text(source.replace(old, new))
     assert wrappers_agree(ptx, nvcc, tmp_path, tmp_path) == (bug is None)
+
+
+FLAG = """
+#include "device/memory_order.cuh"
+#include "device/wait.cuh"
+__global__ void kernel(unsigned* flag) {
+  if (threadIdx.x == 0)
+    xlstm::device::wait_until([&] { return xlstm::device::load_acquire(flag) == 1; });
+  else if (threadIdx.x == 32)
+    xlstm::device::store_release(flag, 1);
+}
+"""
+
+
+@pytest.mark.parametrize("clobber", [True, False])
+def test_missing_clobber_of_a_flag_is_found(ptx, nvcc, tmp_path, clobber):
+    """Without `volatile` and "memory" nvcc may read the flag once, before the loop: the wait never ends."""
+    shutil.copytree(CSRC / "device", tmp_path / "device")
+    path = tmp_path / "device" / "memory_order.cuh"
+    source = path.read_text()
+    right, wrong = 'asm volatile("ld.acquire.gpu', 'asm("ld.acquire.gpu'
+    operands = '"=r"(value) : "l"(flag) : "memory");'
+    assert source.count(right) == source.count(operands) == 1
+    if not clobber:
+        path.write_text(source.replace(right, wrong).replace(operands, '"=r"(value) : "l"(flag));'))
+    text, name = compiled(nvcc, FLAG, tmp_path, tmp_path)
+    ended = 0
+    for seed in range(1, 9):
+        flag = np.zeros(1, np.uint32)
+        ptx_backend.configure(ptx, ptx_backend.CARDS[90], seed=seed)
+        try:
+            ptx.ptx_run(text=text, kernel=name, arguments=[flag], block=64)
+        except RuntimeError as error:
+            assert not clobber and "a loop without end" in str(error)
+        else:
+            ended += 1
+    assert ended == 8 if clobber else ended < 8
 
 
 WAIT = """

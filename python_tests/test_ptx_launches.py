@@ -70,7 +70,7 @@ def calls(module) -> list[RuntimeCall]:
 
 
 def of_grid(found: list[RuntimeCall], function: str) -> list[RuntimeCall]:
-    return [call for call in found if call.function == function and "grid_forward_kernel" in call.kernel]
+    return [call for call in found if call.function == function and "grid_kernel" in call.kernel and "Forward" in call.kernel]
 
 
 def forward(DH: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -214,7 +214,7 @@ def test_shared_memory_only_grows_where_threads_launch(ptx, device, order):
 
 def test_device_without_clusters_gets_the_grid_kernel(ptx, device):
     with_clusters = forward(136, torch.bfloat16)
-    assert "cluster_forward_kernel" in [call for call in calls(ptx) if call.function == LAUNCH][-1].kernel
+    assert "cluster_kernel" in [call for call in calls(ptx) if call.function == LAUNCH][-1].kernel
     ptx.ptx_hold_clusters(device, False)
     ptx.ptx_set_device(device)
     on_grid = forward(136, torch.bfloat16)

@@ -60,6 +60,30 @@ def test_no_more_threads_than_the_process_may_use(monkeypatch, quota, present, t
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
+@pytest.mark.parametrize(
+    ("beside", "given", "quota", "threads"),
+    [
+        ("4", "1", None, "4"),  # torchrun's own 1
+        ("4", None, None, "4"),
+        ("4", "1", 6.0, "1"),
+        ("40", "1", None, "1"),
+        ("4", "7", None, "7"),
+        ("1", None, None, None),
+        ("1", "1", None, "1"),
+        ("none", None, None, None),
+    ],
+)
+def test_processes_of_torchrun_share_out_the_threads(monkeypatch, beside, given, quota, threads):
+    monkeypatch.delenv(sharing.THREADS, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    if given is not None:
+        monkeypatch.setenv(sharing.THREADS, given)
+    monkeypatch.setattr(sharing, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(sharing, "_present", lambda: 16)
+    sharing.share_the_machine()
+    assert os.environ.get(sharing.THREADS) == threads
+
+
 @pytest.mark.parametrize("name", sharing.WAITING)
 def test_what_the_user_chose_stays(monkeypatch, name):
     for other in (*sharing.WAITING, sharing.THREADS):

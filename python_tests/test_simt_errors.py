@@ -172,7 +172,7 @@ def test_a_cluster_larger_than_the_device_holds_is_refused():
 
 @pytest.mark.parametrize("sm", simt.ARCHITECTURES)
 def test_shared_memory_limit_of_each_architecture(sm):
-    for name, fits in (("shared_100_kib", sm in (80, 90)), ("shared_200_kib", sm == 90)):
+    for name, fits in (("shared_100_kib", sm in (80, 87, 90)), ("shared_200_kib", sm == 90)):
         if fits:
             run(name, sm=sm)
         else:
@@ -210,5 +210,5 @@ def test_unknown_options_name_what_is_accepted():
         simt.options(order="fast"),
     ):
         pass
-    with pytest.raises(ValueError, match="sm: got 75, expected one of 80, 86, 89, 90"), simt.options(sm=75):
+    with pytest.raises(ValueError, match="sm: got 75, expected one of 80, 86, 87, 89, 90"), simt.options(sm=75):
         pass

@@ -10,7 +10,18 @@ import sys
 
 import pytest
 import torch
-from slstm_cases import ISAS, NAMES, assert_close, error, make_case, run
+from slstm_cases import (
+    ISAS,
+    NAMES,
+    PACKED_LENGTHS,
+    assert_close,
+    assert_equals_separate,
+    error,
+    make_case,
+    official_vanilla,
+    packed_case,
+    run,
+)
 
 from xlstm_cuda import functional
 from xlstm_cuda.native import _C
@@ -168,30 +179,14 @@ def test_reset_starts_a_sample_afresh(state, isa):
     assert_close(run(case, "cpu", torch.float64), run(case, "reference"), torch.float64)
 
 
-LENGTHS = [(4, 0, 9, 1, 1, 0, 30), (0, 0), (0, 5), (7,), tuple(range(12))]
-
-
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("with_reset", [False, True], ids=["", "reset"])
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("lengths", PACKED_LENGTHS, ids=str)
 def test_cu_seqlens_equals_separate_sequences(lengths, with_reset, isa):
-    S = sum(lengths)
-    borders = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
-    case = make_case(1, S, 2, 10, rows=len(lengths), cu_seqlens=borders)
-    if with_reset:
-        case.options["reset"] = torch.rand(1, S, generator=torch.Generator().manual_seed(1)) < 0.2
+    case = packed_case(lengths, 10, with_reset)
     packed = run(case, "cpu", torch.float32)
     assert_close(packed, run(case, "reference"), torch.float32)
-    for row, (start, end) in enumerate(itertools.pairwise(borders.tolist())):
-        one = make_case(1, 0, 2, 10)
-        one.x, one.dh, one.R, one.b = case.x[:, start:end], case.dh[:, start:end], case.R, case.b
-        one.state = tuple(s[row : row + 1] for s in case.state)
-        one.dstate = tuple(d[row : row + 1] for d in case.dstate)
-        if with_reset:
-            one.options["reset"] = case.options["reset"][:, start:end]
-        alone = run(one, "cpu", torch.float32)
-        assert torch.equal(alone["h"], packed["h"][:, start:end]) and torch.equal(alone["dx"], packed["dx"][:, start:end])
-        assert all(torch.equal(alone[name][0], packed[name][row]) for name in NAMES if name.endswith(("last", "0")))
+    assert_equals_separate(packed, case, "cpu", torch.float32)
 
 
 @pytest.mark.parametrize(("B", "S"), [(0, 5), (3, 0), (0, 0)], ids=["B0", "S0", "B0-S0"])
@@ -551,19 +546,8 @@ def test_slstm_equals_flashrnn_vanilla():
 
 
 def test_slstm_equals_the_official_vanilla_function():
-    vanilla = pytest.importorskip("xlstm.blocks.slstm.src.vanilla", reason="peer xlstm is not installed (requirements-peers.txt)")
     case, leaves, h, _, gradients = oracle_case()
-    x, R, b = leaves
-    B, S, _, NH, DH = x.shape
-    states, _, _ = vanilla.slstm_forward(
-        x.permute(1, 0, 2, 3, 4).reshape(S, B, 4 * NH * DH),
-        torch.zeros(4, B, NH * DH, dtype=torch.float64),
-        R.permute(1, 0, 2, 3).reshape(NH, 4 * DH, DH),
-        b.reshape(-1),
-        vanilla.slstm_pointwise_function_registry["slstm"],
-        constants={},
-    )
-    theirs_h = states[0, 1:].view(S, B, NH, DH).transpose(0, 1)
+    theirs_h = official_vanilla(*leaves)
     torch.testing.assert_close(theirs_h, h, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(gradients, torch.autograd.grad((theirs_h * case.dh).sum(), leaves)):
         torch.testing.assert_close(theirs, ours, rtol=1e-11, atol=1e-12)

@@ -60,7 +60,7 @@ def test_R_is_read_once_per_launch(name, pair):
     DH, dtype, short, long = pair
     weights = 4 * DH * DH * dtype.itemsize
     for launch in (short[name], long[name]):
-        lines = [line for line in launch["lines"] if line["space"] == "global" and "resident_product" in line["where"]]
+        lines = [line for line in launch["lines"] if line["space"] == "global" and "resident/product" in line["where"]]
         assert sum(line["bytes"] for line in lines) == weights
 
 

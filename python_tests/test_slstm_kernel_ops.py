@@ -8,20 +8,14 @@ import functools
 import pytest
 import tolerances
 import torch
-from slstm_cases import device_of, make_case, run
-from test_slstm_kernels import KERNELS
+from backend_fixture import KERNELS, backend_fixture
+from slstm_cases import device_of, make_case, official_vanilla, run
 
 import xlstm_cuda
 from xlstm_cuda import functional
 from xlstm_cuda.ops import slstm_kernels
 
-
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def op_arguments(backend: str, dtype: torch.dtype, DH: int = 8, packed: bool = False, **changes) -> dict:
@@ -289,22 +283,12 @@ def test_slstm_equals_flashrnn_vanilla(dtype, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_slstm_equals_the_official_vanilla_function(dtype, backend):
-    vanilla = pytest.importorskip("xlstm.blocks.slstm.src.vanilla", reason="peer xlstm is not installed (requirements-peers.txt)")
     case = make_case(2, 9, 3, 16, state=False)
     case.R *= 0.5
     case.dstate = tuple(torch.zeros_like(d) for d in case.dstate)
     got = run(case, backend, dtype)
-    x, R, b = leaves = [t.requires_grad_() for t in (case.x, case.R, case.b)]
-    B, S, _, NH, DH = x.shape
-    states, _, _ = vanilla.slstm_forward(
-        x.permute(1, 0, 2, 3, 4).reshape(S, B, 4 * NH * DH),
-        torch.zeros(4, B, NH * DH, dtype=torch.float64),
-        R.permute(1, 0, 2, 3).reshape(NH, 4 * DH, DH),
-        b.reshape(-1),
-        vanilla.slstm_pointwise_function_registry["slstm"],
-        constants={},
-    )
-    h = states[0, 1:].view(S, B, NH, DH).transpose(0, 1)
+    leaves = [t.requires_grad_() for t in (case.x, case.R, case.b)]
+    h = official_vanilla(*leaves)
     assert tolerances.rms_ratio(got["h"], h) <= tolerances.SLSTM_H[dtype]
     for name, theirs in zip(("dx", "dR", "db"), torch.autograd.grad((h * case.dh).sum(), leaves)):
         assert tolerances.rms_ratio(got[name], theirs) <= tolerances.SLSTM_GRAD[dtype], name

@@ -7,7 +7,19 @@ import random
 
 import pytest
 import torch
-from slstm_cases import NAMES, assert_close, device_of, error, make_case, rounded, run
+from backend_fixture import KERNELS, backend_fixture
+from slstm_cases import (
+    NAMES,
+    PACKED_LENGTHS,
+    assert_close,
+    assert_equals_separate,
+    device_of,
+    error,
+    make_case,
+    packed_case,
+    rounded,
+    run,
+)
 
 import xlstm_cuda
 from xlstm_cuda import functional, simt
@@ -15,15 +27,9 @@ from xlstm_cuda import functional, simt
 INF = float("inf")
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [*HALF, torch.float32]
-KERNELS = ("simt", "cuda")
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def has_shared_memory_for(dtype: torch.dtype, DH: int, backend: str) -> bool:
@@ -267,30 +273,14 @@ def test_reset_starts_a_sample_afresh(state, dtype, backend):
     check(case, backend, dtype)
 
 
-LENGTHS = [(4, 0, 9, 1, 1, 0, 30), (0, 0), (0, 5), (7,), tuple(range(12))]
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_reset", [False, True], ids=["", "reset"])
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("lengths", PACKED_LENGTHS, ids=str)
 def test_cu_seqlens_equals_separate_sequences(lengths, with_reset, dtype, backend):
-    S = sum(lengths)
-    borders = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
-    case = make_case(1, S, 2, 16, rows=len(lengths), cu_seqlens=borders)
+    case = packed_case(lengths, 16, with_reset)
     case.R *= 0.5
-    if with_reset:
-        case.options["reset"] = torch.rand(1, S, generator=torch.Generator().manual_seed(1)) < 0.2
     packed = check(case, backend, dtype)
-    for row, (start, end) in enumerate(itertools.pairwise(borders.tolist())):
-        one = make_case(1, 0, 2, 16)
-        one.x, one.dh, one.R, one.b = case.x[:, start:end], case.dh[:, start:end], case.R, case.b
-        one.state = tuple(s[row : row + 1] for s in case.state)
-        one.dstate = tuple(d[row : row + 1] for d in case.dstate)
-        if with_reset:
-            one.options["reset"] = case.options["reset"][:, start:end]
-        alone = run(one, backend, dtype)
-        assert torch.equal(alone["h"], packed["h"][:, start:end]) and torch.equal(alone["dx"], packed["dx"][:, start:end])
-        assert all(torch.equal(alone[name][0], packed[name][row]) for name in NAMES if name.endswith(("last", "0")))
+    assert_equals_separate(packed, case, backend, dtype)
 
 
 @pytest.mark.parametrize(("B", "S"), [(0, 5), (3, 0), (0, 0)], ids=["B0", "S0", "B0-S0"])

@@ -11,6 +11,7 @@ import itertools
 import pytest
 import test_slstm_kernels as resident
 import torch
+from backend_fixture import KERNELS, backend_fixture
 from slstm_cases import NAMES, assert_close, device_of, error, make_case, rounded, run
 from test_slstm_kernels import HALF, full_case, traced
 
@@ -21,12 +22,7 @@ from xlstm_cuda.ops.slstm_kernels import forced_kernel
 SPLIT = ("grid", "cluster")
 
 
-@pytest.fixture(params=("simt", "cuda"))
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 @pytest.fixture(params=SPLIT)

@@ -68,7 +68,7 @@ def test_a_step_moves_the_fewest_bytes(name, pair):
     kernel, DH, dtype = pair[:3]
     element, tail = dtype.itemsize, 4 if dtype == torch.float32 else 2
     least = 8 * DH * (4 * element + element + 4 * tail + 2 * 4)
-    exchanged = (traffic(pair[4][name], "_exchange") - traffic(pair[3][name], "_exchange")) / STEPS
+    exchanged = (traffic(pair[4][name], "/exchange.cuh") - traffic(pair[3][name], "/exchange.cuh")) / STEPS
     moved = per_step(pair, name, "global_bytes_read") + per_step(pair, name, "global_bytes_written") - exchanged
     assert moved <= 1.10 * least, f"{moved / least:.3f} times the least"
     blocks, words = pair[4][name]["blocks"], DH * 8
@@ -82,7 +82,7 @@ def test_R_is_read_once_per_launch(name, pair):
     DH, dtype, short, long = pair[1:]
     for launch in (short[name], long[name]):
         bias = 4 * DH * 4 if name == "forward" else 0
-        assert traffic(launch, "split_product", write=False) == 4 * DH * DH * dtype.itemsize + bias
+        assert traffic(launch, "split/product", write=False) == 4 * DH * DH * dtype.itemsize + bias
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backend_fixture import KERNELS, backend_fixture
 from slstm_cases import assert_close, device_of, make_case, rounded
-from test_slstm_kernels import DTYPES, KERNELS, strided, traced
+from test_slstm_kernels import DTYPES, strided, traced
 
 import xlstm_cuda
 from xlstm_cuda import functional, simt
@@ -13,12 +14,7 @@ from xlstm_cuda import functional, simt
 NAMES = ("h", "h_last", "c_last", "n_last", "m_last")
 
 
-@pytest.fixture(params=KERNELS)
-def backend(request) -> str:
-    found = xlstm_cuda.backends()[request.param]
-    if not found:
-        pytest.skip(found.reason)
-    return request.param
+backend = backend_fixture(KERNELS)
 
 
 def step(case, backend: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

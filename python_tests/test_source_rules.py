@@ -37,6 +37,16 @@ def test_the_rule_sees_a_missing_brace(head):
     assert unbraced_pragmas(f"{head} {{\n{pragma}}}\n") == []
 
 
+@pytest.mark.skipif(not CSRC.exists(), reason="csrc/ is only in a checkout")
+@pytest.mark.parametrize("room", ["slstm", "python"])
+def test_no_element_or_gate_is_what_is_left_over(room):
+    """A switch over every value, with an error behind it; a value that is added later must not be taken for another."""
+    left_over = re.compile(r"\bdefault:|== *(?:ElementType|ForgetGate|InputGate|KernelKind)::\w+\s*\?")
+    files = [path for path in FILES if path.relative_to(CSRC).parts[0] == room]
+    found = [f"{path.relative_to(CSRC)}: {match[0]}" for path in files for match in left_over.finditer(path.read_text())]
+    assert files and not found
+
+
 def test_the_rule_leaves_other_pragmas_alone():
     assert unbraced_pragmas("#pragma once\nint a;\n#pragma unroll\nfor (;;) {\n#pragma unroll 4\n  for (;;) {}\n}\n") == []
     assert unbraced_pragmas("template <class T>  // f(x)\n#pragma once\n") == []

@@ -7,20 +7,20 @@ import torch
 
 from xlstm_cuda.cli import ngram
 from xlstm_cuda.cli.errors import CommandError
-from xlstm_cuda.cli.text import Text, Windows, check_length, load
+from xlstm_cuda.cli.text import Windows, check_length, from_bytes, load
 
 
 def test_load_default_is_every_help_topic_in_order():
     from pydoc_data.topics import topics
 
     text = load(None)
-    assert text.is_default
-    assert text.content == "\n".join(topics[name] for name in sorted(topics)).encode()
+    assert text.paths == ()
+    assert bytes(text.content[:].numpy()) == "\n".join(topics[name] for name in sorted(topics)).encode()
 
 
 def test_load_takes_any_bytes(tmp_path):
     (tmp_path / "text").write_bytes(b"\xff\x00\x80" * 50)
-    assert load(str(tmp_path / "text")).content == b"\xff\x00\x80" * 50
+    assert bytes(load(str(tmp_path / "text")).content[:].numpy()) == b"\xff\x00\x80" * 50
 
 
 @pytest.mark.parametrize(
@@ -35,18 +35,18 @@ def test_load_names_what_is_wrong_with_the_file(tmp_path, name, said):
 
 
 def test_split_is_nine_tenths_and_the_last_tenth():
-    text = Text("digits", bytes(range(101)))
+    text = from_bytes("digits", bytes(range(101)))
     training, held_out = text.split()
-    assert training.tolist() == list(range(90))
-    assert held_out.tolist() == list(range(90, 101))
+    assert training[:].tolist() == list(range(90))
+    assert held_out[:].tolist() == list(range(90, 101))
 
 
 def test_check_length_names_the_shortest_text_that_works():
     with pytest.raises(CommandError, match="has 10 bytes; a context of 16 bytes needs at least 19"):
-        check_length(Text("short", bytes(10)), 16)
+        check_length(from_bytes("short", bytes(10)), 16)
     with pytest.raises(CommandError):
-        check_length(Text("short", bytes(18)), 16)
-    check_length(Text("enough", bytes(19)), 16)
+        check_length(from_bytes("short", bytes(18)), 16)
+    check_length(from_bytes("enough", bytes(19)), 16)
 
 
 def test_windows_read_every_window_once_per_pass():
@@ -91,7 +91,7 @@ def test_ngram_matches_the_sum_by_hand():
 
 
 def test_ngram_is_a_probability_distribution():
-    training = load(None).content[:3000]
+    training = bytes(load(None).content[:3000].numpy())
     total = [0.0] * 4
     for byte in range(256):
         for order, bits in enumerate(ngram.bits_per_byte(training, bytes([byte]), 4)):

@@ -23,8 +23,8 @@ from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.errors import CommandError
 from xlstm_cuda.cli.progress import Progress, duration
 from xlstm_cuda.cli.settings import Settings
-from xlstm_cuda.cli.text import load
-from xlstm_cuda.cli.training import Training, held_out_bits_per_byte, learning_rate
+from xlstm_cuda.cli.text import Corpus, load
+from xlstm_cuda.cli.training import Training, held_out_bits, learning_rate
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -154,8 +154,8 @@ def test_validation_is_the_mean_over_every_held_out_byte(length):
     text = load(None)
     training, _ = text.split()
     before, held_out = training[-17:], text.split()[1][:length]
-    run = Training(SETTINGS, training, held_out, Device(torch.device("cpu")))
-    got = held_out_bits_per_byte(run.model, before, held_out, run.device, run.arithmetic())
+    run = Training(SETTINGS, Corpus.of_bytes(training, held_out), Device(torch.device("cpu")))
+    got = held_out_bits(run.model, before, held_out, run.device, run.arithmetic())
     rows = max(1, min(16, length // 17))
     row_length = -(-length // rows)
     whole = torch.cat([before, held_out]).long()
@@ -200,15 +200,16 @@ def test_kill_and_resume_equals_the_uninterrupted_run_bitwise(uninterrupted, ste
 @pytest.mark.parametrize("step", [1, 7, 13])
 def test_restored_state_goes_on_bitwise(monkeypatch, step, tmp_path):
     monkeypatch.setattr(training_module, "HISTORY_POINTS", 3)  # a point every 5 steps: saved in the middle of a mean
-    settings = replace(SETTINGS, steps=16, dropout=0.3, eval_bytes=50)
-    parts = load(None).split()
-    straight = Training(settings, *parts, Device(torch.device("cpu")))
+    settings = replace(SETTINGS, steps=16, dropout=0.3)
+    training, held_out = load(None).split()
+    corpus = Corpus.of_bytes(training, held_out[:50])
+    straight = Training(settings, corpus, Device(torch.device("cpu")))
     for _ in range(step):
         straight.train_step()
     saved = tmp_path / "saved.pt"
     checkpoint.write(saved, checkpoint.serialize(straight.state()))
     ends = []
-    for run in (straight, Training(settings, *parts, Device(torch.device("cpu")))):
+    for run in (straight, Training(settings, corpus, Device(torch.device("cpu")))):
         if run is straight:
             run.device.set_random_state(checkpoint.load(saved)["random"])  # building the other one drew random numbers
         else:
@@ -555,7 +556,7 @@ def test_progress_on_a_terminal_fits_one_line(monkeypatch):
     for columns in (20, 40, 80, 200):
         monkeypatch.setenv("COLUMNS", str(columns))
         screen = _Screen(is_terminal=True)
-        progress = Progress(400, 0, 2048, screen)
+        progress = Progress(400, 0, 2048, stream=screen)
         progress.update(100, 1.5, force=True)
         progress.line("a line that stays")
         progress.update(200, 1.2, force=True)
@@ -569,7 +570,7 @@ def test_progress_on_a_terminal_fits_one_line(monkeypatch):
 
 def test_progress_without_a_terminal_is_plain_lines_now_and_then():
     screen = _Screen(is_terminal=False)
-    progress = Progress(400, 0, 2048, screen)
+    progress = Progress(400, 0, 2048, stream=screen)
     for step in range(1, 400):
         progress.update(step, 1.0)
     assert len(screen.shown.splitlines()) == 1

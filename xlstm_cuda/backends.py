@@ -26,7 +26,14 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """The backends by name, in the order cuda, cpu, simt, reference."""
+    """The backends by name, in the order cuda, cpu, simt, reference.
+
+    Examples:
+        >>> list(backends())
+        ['cuda', 'cpu', 'simt', 'reference']
+        >>> backends()["cpu"].usable
+        True
+    """
     return {
         "cuda": _cuda(),
         "cpu": Backend("cpu", True, f"native C++ ({native.cpu_isa()})"),

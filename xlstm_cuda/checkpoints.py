@@ -56,6 +56,13 @@ def load(path_or_dir: str | PathLike[str], model: Model | None = None) -> Model 
         FileNotFoundError: nothing to load at the path, or a shard is not there. Other OSErrors: a file that may not be read.
         ValueError: a file that is damaged or no checkpoint, or leads out of its directory; a missing or unexpected key, a wrong
             shape or a dtype that is no floating point, with the names of key and file. The model is then as it was before.
+
+    Examples:
+        >>> import tempfile
+        >>> config = xLSTMLargeConfig(embedding_dim=64, num_heads=2, num_blocks=1, vocab_size=100)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(xLSTMLarge(config).state_dict(), f"{folder}/weights.pt")
+        ...     model = load(folder, xLSTMLarge(config))
     """
     path = Path(path_or_dir)
     weights, files = _read_all(path)

@@ -1,11 +1,13 @@
 """The two recurrences as functions: ``mlstm`` and ``slstm`` over sequences, ``mlstm_step`` and ``slstm_step`` over one token.
 
-B batch, S steps, NH heads, DHQK / DHHV query-key and value head dim of the mLSTM, DH head dim of the sLSTM. Tensors may have any
-strides. Gates are pre-activations. States are float32 (float64 for float64 inputs) and never changed in place.
+B is the batch, S the steps, NH the heads. DHQK is the head dim of queries and keys, DHHV that of values and of h; the sLSTM has
+one head dim, DH. Tensors may have any strides. Gates are pre-activations. States are float32 (float64 for float64 inputs) and are
+never changed in place.
 
-What gradients mean: m is a gauge, computed without gradient; the returned m does not require one. Gradients of the returned
-C, n (c, n) are taken at that fixed gauge, and the incoming m0 receives <C0, dC0> + <n0, dn0>. So every loss on h, and every loss
-on the state that does not depend on the gauge (such as feeding it to the next call), has its exact gradient.
+What gradients mean: m is a gauge, computed without gradient, and the returned m does not require one. Gradients of the returned
+C and n (c and n) are taken at that m. The incoming m0 receives ``<C0, dC0> + <n0, dn0>``. So every loss on h has the gradient of
+the definition, and so has every loss on the state that does not depend on the gauge, such as feeding it to the next call. One
+limit: for eps > 0 the gradients of the mLSTM's f and m0 leave out how eps scales with the gauge, an error of the size of eps.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from . import checks, reference
 from .backends import resolve
-from .ops import flops  # noqa: F401  registers the formulas
+from .ops import context, flops  # noqa: F401  flops registers its formulas
 from .ops import mlstm as mlstm_ops
 from .ops import slstm as slstm_ops
 from .ops.library import differentiated
@@ -47,6 +49,7 @@ def mlstm(
     normalizer_grad: str = "exact",
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    cp_group: Any = None,
     chunk_size: int | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, MLSTMState]:
@@ -58,18 +61,23 @@ def mlstm(
         i, f: (B, S, NH) input and forget gate, the dtype of q or float32.
         state: MLSTMState(C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)) before the first step; None is the fresh state.
         return_state: also return the state after the last step.
-        scale: factor of q, default DHQK**-0.5.
+        scale: factor of q; the default is DHQK to the power of -0.5.
         igate: "exp", or "sigmoid" (then m = 0).
-        normalize: False divides by nothing (only with igate="sigmoid").
+        normalize: False leaves the division in M3 out (only with igate="sigmoid").
         eps: added to the normaliser, in the units of the stabilised state.
-        normalizer_grad: "exact", or "detached", which takes the normaliser for a constant as the official kernels do.
+        normalizer_grad: "exact" differentiates the normaliser too; "detached" takes it for a constant, as official kernels do.
         reset: bool (B, S); True starts that sample afresh before that step: h, the state, its m and the gradients are those of
             a separate call from there on, and f gets no gradient at that step. On backends other than "reference" a NaN from
             before the reset may pass it.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, the state has N rows.
+        cp_group: a torch.distributed.ProcessGroup. Each rank calls with a contiguous piece of S, in the order of the ranks in the
+            group; lengths may differ and be 0. Results are those of one call with the whole. cu_seqlens are then the borders on
+            the whole S, the same on every rank. A rank reads the rows of `state` whose sequence has its first step there (without
+            cu_seqlens: rank 0, the others give None) and returns the state after its own last step, so that the last rank has
+            that of the whole. Every rank calls backward (docs/distributed.md).
         chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is 64 (128 from head dim 192 on), or the
-            length of a shorter sequence. A sequence split at a multiple of a given size has the same bits. The kernels have their
-            own size, 64 or 32 by head dim: there a split at a multiple of 64 has.
+            length of a shorter sequence. A sequence that is split at a multiple of a given size has the same bits as the whole.
+            The CUDA kernels have their own size, 64 or 32 by head dim; there a split at a multiple of 64 has the same bits.
         backend: None (by device), "cuda", "cpu", "simt" or "reference".
 
     Returns:
@@ -79,6 +87,16 @@ def mlstm(
         TypeError: not a tensor, or a dtype that is not accepted.
         ValueError: a shape, device, state or option that does not fit.
         RuntimeError: the backend is not usable here; double backward or forward-mode AD through a kernel.
+
+    Examples:
+        >>> q, k, v = torch.randn(3, 2, 50, 4, 32)  # each: B 2, S 50, NH 4, DHQK = DHHV = 32
+        >>> i, f = torch.randn(2, 2, 50, 4)
+        >>> h, state = mlstm(q, k, v, i, f, return_state=True)
+        >>> h.shape
+        torch.Size([2, 50, 4, 32])
+        >>> state
+        MLSTMState(C=float32 (2, 4, 32, 32), n=float32 (2, 4, 32), m=float32 (2, 4))
+        >>> more = mlstm(q, k, v, i, f, state=state)  # goes on where the first call stopped
     """
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, S, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, S, ")
@@ -87,6 +105,11 @@ def mlstm(
         raise ValueError(f"chunk_size: got {chunk_size!r}, expected None or one of {', '.join(map(str, CHUNK_SIZES))}")
     if reset is not None:
         checks.reset(reset, B, S, q.device)
+    piece = None
+    if cp_group is not None:
+        alike = {"B": B, "NH": NH, "DHQK": DHQK, "DHHV": DHHV, "igate": int(igate == "exp")}
+        exchanged = differentiated(k, v, i, f, *(x for x in state or () if isinstance(x, Tensor)))
+        piece, cu_seqlens = context.enter(cp_group, q, cu_seqlens, alike, state, exchanged)
     N = B if cu_seqlens is None else checks.cu_seqlens(cu_seqlens, B, S, q.device)
     initial = None if state is None else _mlstm_state(state, N, NH, DHQK, DHHV, q)
     numeric = _mlstm_numeric(scale, igate, normalize, eps, DHQK)
@@ -95,6 +118,8 @@ def mlstm(
         backend=resolve(backend, q.device),
     )  # fmt: skip
 
+    if piece is not None:
+        initial = context.incoming(k, v, i, f, initial, piece, reset, igate)
     if options.backend == "reference":
         inputs = [x.to(state_dtype(q)) for x in (q, k, v, i, f)] + ([] if reset is None else [reset])
         start = initial or tuple(q.new_zeros(shape, dtype=state_dtype(q)) for shape in _mlstm_shapes(N, NH, DHQK, DHHV))
@@ -139,6 +164,14 @@ def mlstm_step(
 
     Returns:
         h (B, NH, DHHV) in v's dtype, and the new MLSTMState. Differentiable like `mlstm`.
+
+    Examples:
+        >>> q, k, v = torch.randn(3, 2, 4, 32)  # each: B 2, NH 4, DHQK = DHHV = 32
+        >>> i, f = torch.randn(2, 2, 4)
+        >>> fresh = MLSTMState(torch.zeros(2, 4, 32, 32), torch.zeros(2, 4, 32), torch.zeros(2, 4))
+        >>> h, state = mlstm_step(q, k, v, i, f, fresh)
+        >>> h.shape
+        torch.Size([2, 4, 32])
     """
     q, k, v, i, f = _autocast(("q", q), ("k", k), ("v", v), ("i", i), ("f", f))
     B, _, NH, DHQK, DHHV = _check_mlstm(q, k, v, i, f, "B, ")
@@ -187,6 +220,15 @@ def slstm(
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `mlstm`.
+
+    Examples:
+        >>> x = torch.randn(2, 50, 4, 3, 16)  # B 2, S 50, four gates, NH 3, DH 16
+        >>> R = torch.randn(4, 3, 16, 16) / 4
+        >>> h, state = slstm(x, R, return_state=True)
+        >>> h.shape
+        torch.Size([2, 50, 3, 16])
+        >>> state
+        SLSTMState(h=float32 (2, 3, 16), c=float32 (2, 3, 16), n=float32 (2, 3, 16), m=float32 (2, 3, 16))
     """
     (x,) = _autocast(("x", x))
     B, S, NH, DH = _check_slstm(x, R, b, "B, S, ")
@@ -240,6 +282,12 @@ def slstm_step(
 
     Returns:
         h (B, NH, DH) in x's dtype, and the new SLSTMState. Differentiable like `slstm`.
+
+    Examples:
+        >>> x, R = torch.randn(2, 4, 3, 16), torch.randn(4, 3, 16, 16) / 4
+        >>> h, state = slstm_step(x, R, None, SLSTMState(*torch.zeros(4, 2, 3, 16)))
+        >>> h.shape
+        torch.Size([2, 3, 16])
     """
     (x,) = _autocast(("x", x))
     B, _, NH, DH = _check_slstm(x, R, b, "B, ")

@@ -57,7 +57,7 @@ def generate(
         state: B rows before the prompts, as a former call, ``forward`` or `states.expand` give it; None is fresh. It is left as
             it is.
         on_token: called with (row, token) for every new token as it comes, rows in rising order within a step.
-        backend: of xlstm_cuda.functional; None goes by device.
+        backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
         graphs: of models on a GPU: None captures the step for this call, False steps without graphs, `StepGraphs` keeps what was
             captured for the next call. Python hooks of modules do not run in a replayed step.
 
@@ -70,6 +70,14 @@ def generate(
         TypeError, ValueError: an argument that does not fit, named with what it got and what is expected; a model whose dropout
             is active; a state of other rows.
         LogitsError: logits without a finite largest one, with row and step. RuntimeError: a step that cannot be captured.
+
+    Examples:
+        >>> from xlstm_cuda import xLSTMLarge, xLSTMLargeConfig
+        >>> model = xLSTMLarge(xLSTMLargeConfig(embedding_dim=32, num_heads=2, num_blocks=1, vocab_size=100)).eval()
+        >>> new, state = generate(model, [torch.tensor([1, 2, 3]), torch.tensor([4])], max_new_tokens=5, temperature=0)
+        >>> [row.shape for row in new]
+        [torch.Size([5]), torch.Size([5])]
+        >>> more, state = generate(model, [row[-1:] for row in new], max_new_tokens=5, temperature=0, state=state)
     """
     if on_token is not None and not callable(on_token):
         raise TypeError(f"on_token: got {type(on_token).__name__}, expected a function of (row, token)")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .states import shown
 
 
 def pack(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -26,6 +27,11 @@ def pack(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: not tensors, or of different dtypes.
         ValueError: no document, or shapes or devices that differ (after the first axis).
+
+    Examples:
+        >>> tokens, cu_seqlens = pack([torch.tensor([1, 2, 3]), torch.tensor([4, 5])])
+        >>> tokens, cu_seqlens
+        (tensor([[1, 2, 3, 4, 5]]), tensor([0, 3, 5], dtype=torch.int32))
     """
     if isinstance(documents, Tensor) or not isinstance(documents, Sequence):
         raise TypeError(f"documents: got {type(documents).__name__}, expected a list of tensors")
@@ -42,7 +48,12 @@ def pack(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def unpack(packed: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
-    """The inverse of `pack`, also for what a model returns: (1, S, ...) and cu_seqlens (N+1,) -> N views (L, ...)."""
+    """The inverse of `pack`, also for what a model returns: (1, S, ...) and cu_seqlens (N+1,) -> N views (L, ...).
+
+    Examples:
+        >>> unpack(torch.arange(5)[None], torch.tensor([0, 3, 5], dtype=torch.int32))
+        [tensor([0, 1, 2]), tensor([3, 4])]
+    """
     if checks.tensor("packed", packed).dim() < 2:
         raise ValueError(f"packed: got shape {tuple(packed.shape)}, expected (1, S, ...)")
     checks.cu_seqlens(cu_seqlens, packed.shape[0], packed.shape[1], packed.device)
@@ -50,11 +61,20 @@ def unpack(packed: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
 
 
 class Unpadded(NamedTuple):
-    """A padded batch (B, S) as the recurrences want it, in two ways; see `from_attention_mask`."""
+    """A padded batch (B, S) as the recurrences want it, in two ways; see `from_attention_mask`.
 
-    reset: Tensor  #: bool (B, S), true at the first token of every row
-    cu_seqlens: Tensor  #: int32 (B+1,), borders of the rows when their T tokens lie on one axis
-    positions: Tensor  #: int64 (T,), where each token of the pack stands in the flattened (B*S)
+    Attributes:
+        reset: bool (B, S), true at the first token of every row.
+        cu_seqlens: int32 (B+1,), the borders of the rows when their T tokens lie on one axis.
+        positions: int64 (T,), where each token of the pack stands in the batch with its two axes flattened to one.
+    """
+
+    reset: Tensor
+    cu_seqlens: Tensor
+    positions: Tensor
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, S, ...) -> (1, T, ...), the tokens alone; differentiable."""
@@ -71,11 +91,14 @@ class Unpadded(NamedTuple):
 def from_attention_mask(mask: Tensor) -> Unpadded:
     """What an attention mask of Hugging Face's tokenizers says, for recurrences.
 
-    Two ways to use it. ``model(x, reset=found.reset)`` needs no copies: each row starts afresh at its first token, so outputs at
-    tokens are those of the row alone; what stands at padding means nothing; the final state is the row's own if its padding is on
-    the left. ``model(found.pack(x), cu_seqlens=found.cu_seqlens)`` computes nothing for padding, and its final states, one per
-    row, are right for padding on either side. Values are inspected, so on a GPU this waits for the device: call it once per
-    batch, outside compiled code.
+    There are two ways to use it:
+
+    - ``model(x, reset=found.reset)`` needs no copies. Each row starts afresh at its first token, so the outputs at tokens are
+      those of the row alone. The outputs at padding mean nothing. The final state is the row's own if its padding is on the left.
+    - ``model(found.pack(x), cu_seqlens=found.cu_seqlens)`` computes nothing for padding. The final states, one per row, are right
+      for padding on either side.
+
+    Values are inspected, so on a GPU this waits for the device: call it once per batch, outside compiled code.
 
     Args:
         mask: (B, S), bool or integers: 1 at tokens, 0 at padding, to the left or right (or both); a row may have no token.
@@ -83,6 +106,13 @@ def from_attention_mask(mask: Tensor) -> Unpadded:
     Raises:
         TypeError: not a tensor, or a dtype that is not accepted.
         ValueError: another shape, values other than 0 and 1, or padding between tokens.
+
+    Examples:
+        >>> found = from_attention_mask(torch.tensor([[0, 1, 1], [1, 1, 1]]))
+        >>> found.cu_seqlens
+        tensor([0, 2, 5], dtype=torch.int32)
+        >>> found.pack(torch.tensor([[9, 1, 2], [3, 4, 5]]))
+        tensor([[1, 2, 3, 4, 5]])
     """
     checks.dtype("mask", checks.tensor("mask", mask), (torch.bool, torch.int64, torch.int32, torch.uint8))
     checks.rank("mask", mask, "(B, S)")

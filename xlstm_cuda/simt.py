@@ -18,7 +18,7 @@ from . import native
 ORDERS = ("fifo", "reverse", "lifo", "random", "starve")
 LANDINGS = ("late", "early", "random")
 MMA_MODELS = ("float64", "float32", "hopper")
-ARCHITECTURES = (80, 86, 89, 90)
+ARCHITECTURES = (80, 86, 87, 89, 90)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
     seed: of the random choices; errors name it.
     landing: when asynchronous copies land: "late" (at the wait, NaN until then), "early" or "random".
     mma: arithmetic of the tensor cores: "float64" (one rounding), "float32", or "hopper" (truncating, after MMA-Sim).
-    sm: the GPU whose limits and instructions hold: 80, 86, 89 or 90.
+    sm: the GPU whose limits and instructions hold: 80, 86, 87, 89 or 90.
     largest_cluster: the blocks of the largest cluster that this GPU holds, 1 to 16.
     races: report accesses that nothing orders, as a RuntimeError with both source lines.
     sanitize: run the module built with address and undefined-behaviour checks (XLSTM_SIMT_ASAN=ON, LD_PRELOAD of libasan).
@@ -77,7 +77,13 @@ def current() -> Options:
 
 @contextmanager
 def options(**changes: Any) -> Iterator[Options]:
-    """``with simt.options(order="lifo", races=True):`` changes fields of `Options` for the launches inside."""
+    """Changes fields of `Options` for the launches inside a ``with``.
+
+    Examples:
+        >>> with options(order="lifo", races=True) as inside:
+        ...     inside.order
+        'lifo'
+    """
     global _current
     before = _current
     _current = replace(before, **changes)

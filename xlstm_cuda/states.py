@@ -1,4 +1,7 @@
-"""Recurrent states. Plain tuples of the same tensors are accepted wherever a state is."""
+"""Recurrent states, and what can be done with any state that this package returns.
+
+Wherever a state is accepted, a plain tuple of the same tensors is too.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +20,65 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def shown(fields: Any) -> str:
+    """A named tuple of tensors in one line, by dtype, shape and device: the numbers of a state say little on a screen."""
+    return f"{type(fields).__name__}({', '.join(f'{name}={_part(part)}' for name, part in zip(fields._fields, fields))})"
+
+
+def _part(part: object) -> str:
+    if not isinstance(part, Tensor):
+        return repr(part)
+    place = "" if part.device.type == "cpu" else f" on {part.device}"
+    return f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}{place}"
+
+
 class MLSTMState(NamedTuple):
     """State of the mLSTM: matrix memory, normaliser and stabiliser, float32 (float64 for float64 inputs).
 
-    ``m`` is a gauge: (C, n, m) and (C e^a, n e^a, m - a) are the same state. A fresh state is all zeros.
+    ``m`` is a gauge: ``(C, n, m)`` and ``(C e^a, n e^a, m - a)`` are the same state. A fresh state is all zeros.
+
+    Attributes:
+        C: (B, NH, DHQK, DHHV), the matrix memory.
+        n: (B, NH, DHQK), the normaliser.
+        m: (B, NH), the stabiliser.
+
+    Examples:
+        >>> MLSTMState(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8), torch.zeros(1, 4))
+        MLSTMState(C=float32 (1, 4, 8, 8), n=float32 (1, 4, 8), m=float32 (1, 4))
     """
 
-    C: Tensor  #: (B, NH, DHQK, DHHV)
-    n: Tensor  #: (B, NH, DHQK)
-    m: Tensor  #: (B, NH)
+    C: Tensor
+    n: Tensor
+    m: Tensor
+
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 class SLSTMState(NamedTuple):
-    """State of the sLSTM: output, cell, normaliser and stabiliser, each (B, NH, DH), float32 (float64 for float64 inputs).
+    """State of the sLSTM: output, cell, normaliser and stabiliser, float32 (float64 for float64 inputs).
 
     An element with ``n`` = 0 is fresh. A fresh state is all zeros.
+
+    Attributes:
+        h: (B, NH, DH), the output.
+        c: (B, NH, DH), the cell.
+        n: (B, NH, DH), the normaliser.
+        m: (B, NH, DH), the stabiliser.
+
+    Examples:
+        >>> h, c, n, m = SLSTMState(*torch.zeros(4, 2, 4, 8))
+        >>> h.shape
+        torch.Size([2, 4, 8])
     """
 
     h: Tensor
     c: Tensor
     n: Tensor
     m: Tensor
+
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 # A named tuple is a pytree as it is; a saved program also wants the name under which it is written down, and its example inputs
@@ -48,12 +89,12 @@ torch.serialization.add_safe_globals([MLSTMState, SLSTMState])
 
 
 def select(state: Any, rows: Tensor | Sequence[int]) -> Any:
-    """The rows of a batch in another order, fewer of them, or some more than once, as beam search wants them.
+    """Rows of a state, in any order: fewer of them, or some more than once, as beam search wants them.
 
     Args:
-        state: any state that this package returns: MLSTMState, SLSTMState, with or without a layer's leading axis, the official
-            forms of blocks (nested dictionaries and tuples), None for a fresh one. A layer's state of unbatched input has no
-            rows: its layers are taken for them.
+        state: any state that this package returns: MLSTMState and SLSTMState, with or without a layer's leading axis; the
+            official forms of blocks, which are nested dictionaries and tuples; None for a fresh one. The state of a layer that
+            had unbatched input has no rows: there its layers are taken for rows.
         rows: int64 or int32 (B'), on the state's device, or integers; each from 0 to B-1.
 
     Returns:
@@ -62,6 +103,11 @@ def select(state: Any, rows: Tensor | Sequence[int]) -> Any:
     Raises:
         TypeError: not a state, or rows that are not integers.
         ValueError: rows out of range, or not one axis. Values are inspected on CPU tensors only.
+
+    Examples:
+        >>> state = MLSTMState(torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8), torch.zeros(3, 4))
+        >>> select(state, [2, 0]).C.equal(state.C[[2, 0]])
+        True
     """
     if isinstance(rows, Tensor):
         checks.dtype("rows", rows, (torch.int64, torch.int32))
@@ -81,7 +127,13 @@ def select(state: Any, rows: Tensor | Sequence[int]) -> Any:
 
 
 def expand(state: Any, n: int) -> Any:
-    """Every row n times, one copy after the other: row r becomes rows r n to (r+1) n - 1. ``state`` as of `select`."""
+    """Every row n times, one copy after the other: row r becomes rows r n to (r+1) n - 1. ``state`` is what `select` takes.
+
+    Examples:
+        >>> state = SLSTMState(*torch.randn(4, 2, 4, 8))
+        >>> expand(state, 3).h.shape
+        torch.Size([6, 4, 8])
+    """
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"n: got {type(n).__name__}, expected int")
     if n < 0:
@@ -90,13 +142,18 @@ def expand(state: Any, n: int) -> Any:
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """The rows of several states of one form, one after the other, as new tensors; at least one. ``parts`` as of `select`."""
+    """The rows of several states of one form, one after the other, as new tensors; at least one. ``parts``: what `select` takes.
+
+    Examples:
+        >>> join([SLSTMState(*torch.randn(4, 2, 4, 8)), SLSTMState(*torch.randn(4, 1, 4, 8))]).h.shape
+        torch.Size([3, 4, 8])
+    """
     columns = zip(*(tensors(part) for part in parts), strict=True)
     return _each(parts[0], lambda _, axis: torch.cat([part for part, _ in next(columns)], axis))
 
 
 def tensors(state: Any) -> list[tuple[Tensor, int]]:
-    """Every tensor of a state, with the axis of its rows. ``state`` as of `select`."""
+    """Every tensor of a state, with the axis of its rows. ``state`` is what `select` takes."""
     found: list[tuple[Tensor, int]] = []
 
     def add(part: Tensor, axis: int) -> Tensor:
@@ -120,12 +177,22 @@ def rows(state: Any) -> int | None:
 
 
 def to(state: Any, device: torch.device | str) -> Any:
-    """The state on another device, as Tensor.to does it: a tensor that is there already is itself. ``state`` as of `select`."""
+    """The state on another device, like Tensor.to: what is there already is not copied. ``state`` is what `select` takes.
+
+    Examples:
+        >>> to(SLSTMState(*torch.randn(4, 2, 4, 8)), "meta").h.device
+        device(type='meta')
+    """
     return _each(state, lambda part, _: part.to(device))
 
 
 def detach(state: Any) -> Any:
-    """The state without its history, for training on pieces of a long sequence; shares memory. ``state`` as of `select`."""
+    """The state without its history, for training on pieces of a long sequence; shares memory. ``state`` is what `select` takes.
+
+    Examples:
+        >>> detach(SLSTMState(*torch.randn(4, 2, 4, 8, requires_grad=True))).h.requires_grad
+        False
+    """
     return _each(state, lambda part, _: part.detach())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
@@ -21,22 +23,29 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     False for another class (adapters, quantised layers, parametrisations, which all change it), for hooks, a ``forward`` of its
     own, and weights of a tensor subclass: then the module must be called.
     """
-    if (
-        type(module) is not kind
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or _global_forward_hooks
-        or _global_forward_pre_hooks
-        or _global_backward_hooks
-        or _global_backward_pre_hooks
-        or "forward" in module.__dict__
-    ):
+    return are_plain((module,), (kind,))
+
+
+def are_plain(modules: Iterable[nn.Module], kinds: Iterable[type[nn.Module]]) -> bool:
+    """`is_plain` of all of them, for less: a decoding step asks for every module of a block."""
+    if _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks:
         return False
-    for weight in module._parameters.values():  # all() would double the time, which decoding steps pay
-        if type(weight) not in _PLAIN:
+    for module, kind in zip(modules, kinds):
+        if type(module) is not kind:
             return False
+        own = module.__dict__
+        if (
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
+            or "step" in own
+        ):
+            return False
+        for weight in own["_parameters"].values():  # all() would double the time, which decoding steps pay
+            if type(weight) not in _PLAIN:
+                return False
     return True
 
 

@@ -123,8 +123,14 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         if not quick:
             shapes += [{"B": 1, "S": 1024, "NH": 4, "DH": 32}, {"B": 16, "S": 256, "NH": 4, "DH": 128}]
         gate = {"B": 2, "S": 48, "NH": 2, "DH": 32}
-        kinds = (("cell", cell), ("layer", layers))
-        return [Case("slstm", kind, shape, gate, given, truths) for shape in shapes for kind, given in kinds]
+        in_place_of_nn_lstm = [{"B": 32, "S": 64, "NH": 4, "DH": 64}, {"B": 1, "S": 1000, "NH": 4, "DH": 16}]
+        return [
+            Case("slstm", kind, shape, gate, given, truths)
+            for kind, given, sizes in (
+                ("cell", cell, shapes), ("layer", layers, shapes if quick else shapes + in_place_of_nn_lstm),
+            )
+            for shape in sizes
+        ]  # fmt: skip
     contenders = (
         Contender(baseline, ours()),
         Contender("flashrnn cuda_fused", flashrnn("cuda_fused"), "exact", baseline),

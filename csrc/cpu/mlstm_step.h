@@ -7,7 +7,7 @@
 namespace xlstm::cpu {
 
 // A row is one head of one sequence. All tensors are contiguous: q, k (rows, DHQK), v (rows, DHHV), i, f, m (rows),
-// C (rows, DHQK, DHHV), n (rows, DHQK), h (rows, DHHV). The *_last are the new state and never alias the old one.
+// C (rows, DHQK, DHHV), n (rows, DHQK), h (rows, DHHV). The *_last are the new state, which may be the old one.
 template <typename Real>
 struct MlstmStep : MlstmOptions<Real> {
   int64_t rows = 0, DHQK = 0, DHHV = 0;

@@ -50,8 +50,9 @@ void mlstm_step_row(const MlstmStep<Real>& p, int64_t row) {
     const Real written = write * k[d], read = q[d];
     n_last[d] = forget * n[d] + written;
     dot += static_cast<double>(read) * n_last[d];
-    const Real* const __restrict__ C = p.C + (row * p.DHQK + d) * p.DHHV;
-    Real* const __restrict__ C_last = p.C_last + (row * p.DHQK + d) * p.DHHV;
+    const Real* const C = p.C + (row * p.DHQK + d) * p.DHHV;
+    Real* const C_last = p.C_last + (row * p.DHQK + d) * p.DHHV;
+#pragma GCC ivdep
     for (int64_t j = 0; j < p.DHHV; ++j) {
       const Real c = forget * C[j] + written * v[j];
       C_last[j] = c;

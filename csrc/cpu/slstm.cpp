@@ -60,7 +60,8 @@ void launch(const Params& p, const Kernels& kernels, int threads) {
     const int64_t head = index % shape.NH, tile = index / shape.NH;
     const int64_t first = tile * shape.B / tiles, end = (tile + 1) * shape.B / tiles;
     const auto scratch = aligned<Real>(scratch_size(P, end - first));
-    kernels.run(p, Tile{head, rows.data() + first, end - first}, pack ? packed.get() + head * 4 * P * P : nullptr, scratch.get());
+    kernels.run(p, RowTile{head, rows.data() + first, end - first}, pack ? packed.get() + head * 4 * P * P : nullptr,
+                scratch.get());
   });
 }
 
@@ -94,6 +95,15 @@ void slstm_backward(const slstm::BackwardParams<Real, Real>& p, int threads) {
   }
 }
 
+template <typename Real>
+void slstm_recurrent_gradient(const SlstmRecurrentGradient<Real>& p, int threads) {
+  auto* const task = XLSTM_OF_ISA(recurrent_gradient<Real>);
+  if (p.tokens * 4 * p.NH * p.DH * p.DH < kWorthThreads) threads = 1;
+  parallel_for(4 * p.NH, threads, [&](int64_t index) { task(p, index); });
+}
+
+template void slstm_recurrent_gradient(const SlstmRecurrentGradient<float>&, int);
+template void slstm_recurrent_gradient(const SlstmRecurrentGradient<double>&, int);
 template void slstm_forward(const slstm::ForwardParams<float, float>&, int);
 template void slstm_forward(const slstm::ForwardParams<double, double>&, int);
 template void slstm_backward(const slstm::BackwardParams<float, float>&, int);

@@ -1,10 +1,11 @@
 // slstm_backward.cpp - S4 over all steps of a tile, last step first, compiled once per instruction set.
 //
-// Per step: dy = dh + dh_rec, the cells of each row, then dh_rec = R^T dg for all rows of the tile.  dR is left to one matrix
-// product over all steps (dx^T h_prev); db is summed here, row by row.  Nothing that forward saved is written.
-// Scratch per row, P padded units each: dg (4), db (4), dy, dh_rec, dc, dn.
+// Per step: dy = dh + dh_rec, the cells of each row, then dh_rec = R^T dg for all rows of the tile.  dR is left to a matrix
+// product over all steps (dx^T h_prev), below or the caller's; db is summed here, row by row.  Nothing that forward saved is
+// written. Scratch per row, P padded units each: dg (4), db (4), dy, dh_rec, dc, dn.
 #include "cpu/product.h"
 #include "cpu/slstm_rows.h"
+#include "cpu/tile.h"
 #include "slstm/cell.cuh"
 
 namespace xlstm::cpu {
@@ -51,7 +52,7 @@ void cells(int64_t P, const Real* __restrict__ gates, const Real* __restrict__ n
 }
 
 template <typename Real>
-void backward(const slstm::BackwardParams<Real, Real>& p, const Tile& tile, const Real* packed, Real* scratch) {
+void backward(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
   const slstm::Shape& shape = p.shape;
   const int64_t DH = shape.DH, NH = shape.NH, P = padded_units(DH), head = tile.head, count = tile.count;
   Real* const dg = scratch;
@@ -85,8 +86,7 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const Tile& tile, cons
       }
       const Real* const before = from_initial ? initial : p.saved_cells + (token - NH) * 2 * P;
       Real* const row_dy = dy + r * P;
-      copy(row_dy, p.dh.data ? p.dh.data + at.b * p.dh.batch + at.s * p.dh.step + head * p.dh.head : nullptr, DH);
-      for (int64_t j = 0; j < DH; ++j) row_dy[j] += dh_rec[r * P + j];
+      add(row_dy, dh_rec + r * P, p.dh.data ? p.dh.data + at.b * p.dh.batch + at.s * p.dh.step + head * p.dh.head : nullptr, DH);
       if (t > 0) {
         prefetch(p.saved_gates + (token - NH) * 4 * P, 4 * P);
         if (t > 1) prefetch(p.saved_cells + (token - 2 * NH) * 2 * P, 2 * P);
@@ -123,14 +123,37 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const Tile& tile, cons
   }
 }
 
+// Tokens whose numbers of one gate and head stay in the first-level cache.
+constexpr int64_t kTokens = 64;
+
 }  // namespace
 
 namespace XLSTM_ISA {
+template <typename Real>
+void recurrent_gradient(const SlstmRecurrentGradient<Real>& p, int64_t task) {
+  const int64_t DH = p.DH, NH = p.NH, head = task % NH;
+  const Real *const dx = p.dx + task * DH, *const h = p.h_prev + head * DH;
+  Real* const dR = p.dR + task * DH * DH;
+  fill(dR, Real(0), DH * DH);
+  for (int64_t token = 0; token < p.tokens; token += kTokens) {
+    const int64_t count = p.tokens - token < kTokens ? p.tokens - token : kTokens;
+    tiles<Real>(DH, DH, nothing, [&](auto tile, int64_t row, int64_t column) {
+      tile.template product<Order::kColumns>(dx + token * 4 * NH * DH + row, 4 * NH * DH, h + token * NH * DH + column, NH * DH,
+                                             count);
+      Real* const to = dR + row * DH + column;
+      tile.each([&](int r, int v, Vector<Real>& sum) { sum += load(to + r * DH + v * kLanes<Real>); });
+      tile.write(to, DH);
+    });
+  }
+}
+
 template <typename Real>
 BackwardKernels<Real> backward_kernels() {
   return {pack_backward<Real>, backward<Real>};
 }
 template BackwardKernels<float> backward_kernels();
 template BackwardKernels<double> backward_kernels();
+template void recurrent_gradient(const SlstmRecurrentGradient<float>&, int64_t);
+template void recurrent_gradient(const SlstmRecurrentGradient<double>&, int64_t);
 }  // namespace XLSTM_ISA
 }  // namespace xlstm::cpu

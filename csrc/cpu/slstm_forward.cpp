@@ -1,6 +1,6 @@
 // slstm_forward.cpp - S1-S3 over all steps of a tile, compiled once per instruction set (XLSTM_ISA names the namespace).
 //
-// Per step: gates = x + b + R h for all rows of the tile (product.h), then the cells of each row, vectorised over units.
+// Per step: gates = x + b, then + R h for all rows of the tile (product.h), then the cells of each row, vectorised over units.
 // Without a packed R, for a single step, R is read as it is.
 // Scratch per row, P padded units each: gates (4), h, c, n, m.  Units beyond DH hold zeros and never leave the scratch.
 #include "cpu/product.h"
@@ -47,7 +47,7 @@ void cells(int64_t P, const Real* __restrict__ gates, Real* __restrict__ h, Real
 }
 
 template <slstm::ForgetGate forget_gate, bool save, typename Real>
-void forward_tile(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, const Real* packed, Real* scratch) {
+void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
   const slstm::Shape& shape = p.shape;
   const int64_t DH = shape.DH, NH = shape.NH, P = padded_units(DH), head = tile.head;
   Real* const gates = scratch;
@@ -77,7 +77,13 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, c
         fill(n + r * P, Real(0), P);
         fill(m + r * P, slstm::kFresh<Real>, P);
       }
-      fill(gates + r * 4 * P, Real(0), 4 * P);
+      for (int g = 0; g < 4; ++g) {
+        const Real* const x = p.x.data + at.b * p.x.batch + at.s * p.x.step + g * p.x_gate_stride + head * p.x.head;
+        const Real* const b = p.b ? p.b + (g * NH + head) * DH : nullptr;
+        add(gates + (r * 4 + g) * P, x, b, DH);
+        fill(gates + (r * 4 + g) * P + DH, Real(0), P - DH);
+        if (t + 1 < row_length(shape, tile.rows[r])) prefetch(x + p.x.step, DH);
+      }
     }
     if (packed) {
       product(active, h, P, DH, packed, 4 * P, gates, 4 * P);
@@ -89,12 +95,6 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, c
     for (int64_t r = 0; r < active; ++r) {
       const Position at = position(shape, tile.rows[r], t);
       Real* const row_gates = gates + r * 4 * P;
-      for (int g = 0; g < 4; ++g) {
-        const Real* const x = p.x.data + at.b * p.x.batch + at.s * p.x.step + g * p.x_gate_stride + head * p.x.head;
-        const Real* const b = p.b ? p.b + (g * NH + head) * DH : nullptr;
-        for (int64_t j = 0; j < DH; ++j) row_gates[g * P + j] += b ? x[j] + b[j] : x[j];
-        if (t + 1 < row_length(shape, tile.rows[r])) prefetch(x + p.x.step, DH);
-      }
       const int64_t token = (at.b * shape.S + at.s) * NH + head;
       cells<forget_gate, save>(P, row_gates, h + r * P, c + r * P, n + r * P, m + r * P,
                                save ? p.saved_gates + token * 4 * P : nullptr, save ? p.saved_cells + token * 2 * P : nullptr);
@@ -116,16 +116,13 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, c
 }
 
 template <typename Real>
-void forward(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, const Real* packed, Real* scratch) {
-  using slstm::ForgetGate;
-  const bool save = p.saved_gates != nullptr;
-  if (p.shape.forget_gate == ForgetGate::kSigmoid) {
-    save ? forward_tile<ForgetGate::kSigmoid, true>(p, tile, packed, scratch)
-         : forward_tile<ForgetGate::kSigmoid, false>(p, tile, packed, scratch);
-  } else {
-    save ? forward_tile<ForgetGate::kExp, true>(p, tile, packed, scratch)
-         : forward_tile<ForgetGate::kExp, false>(p, tile, packed, scratch);
-  }
+void forward(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
+  slstm::with_forget_gate(p.shape.forget_gate, [&](auto gate) {
+    if (p.saved_gates)
+      forward_tile<decltype(gate)::value, true>(p, tile, packed, scratch);
+    else
+      forward_tile<decltype(gate)::value, false>(p, tile, packed, scratch);
+  });
 }
 
 }  // namespace

@@ -4,11 +4,11 @@
 #pragma once
 #include <cstdint>
 
-#include "slstm/params.h"
+#include "cpu/slstm.h"
 
 namespace xlstm::cpu {
 
-struct Tile {
+struct RowTile {
   int64_t head;
   const int64_t* rows;  // (count), longest row first
   int64_t count;
@@ -24,12 +24,12 @@ constexpr int64_t padded_units(int64_t DH) { return (DH + kUnitPadding - 1) / kU
 template <typename Real>
 struct ForwardKernels {
   void (*pack)(const slstm::ForwardParams<Real, Real>& p, int64_t head, Real* packed);
-  void (*run)(const slstm::ForwardParams<Real, Real>& p, const Tile& tile, const Real* packed, Real* scratch);
+  void (*run)(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch);
 };
 template <typename Real>
 struct BackwardKernels {
   void (*pack)(const slstm::BackwardParams<Real, Real>& p, int64_t head, Real* packed);
-  void (*run)(const slstm::BackwardParams<Real, Real>& p, const Tile& tile, const Real* packed, Real* scratch);
+  void (*run)(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch);
 };
 constexpr int64_t scratch_size(int64_t padded, int64_t count) { return (12 * count + 3) * padded; }
 
@@ -38,18 +38,24 @@ template <typename Real>
 ForwardKernels<Real> forward_kernels();
 template <typename Real>
 BackwardKernels<Real> backward_kernels();
+template <typename Real>
+void recurrent_gradient(const SlstmRecurrentGradient<Real>& p, int64_t task);
 }  // namespace baseline
 namespace avx2 {
 template <typename Real>
 ForwardKernels<Real> forward_kernels();
 template <typename Real>
 BackwardKernels<Real> backward_kernels();
+template <typename Real>
+void recurrent_gradient(const SlstmRecurrentGradient<Real>& p, int64_t task);
 }  // namespace avx2
 namespace avx512 {
 template <typename Real>
 ForwardKernels<Real> forward_kernels();
 template <typename Real>
 BackwardKernels<Real> backward_kernels();
+template <typename Real>
+void recurrent_gradient(const SlstmRecurrentGradient<Real>& p, int64_t task);
 }  // namespace avx512
 
 }  // namespace xlstm::cpu

@@ -30,6 +30,12 @@ XLSTM_HOST_DEVICE void copy(Real* __restrict__ to, const Real* __restrict__ from
   if (!from) return fill(to, Real(0), count);
   for (int64_t j = 0; j < count; ++j) to[j] = from[j];
 }
+// to = a + b; null b reads as zero.
+template <typename Real>
+XLSTM_HOST_DEVICE void add(Real* __restrict__ to, const Real* __restrict__ a, const Real* __restrict__ b, int64_t count) {
+  if (!b) return copy(to, a, count);
+  for (int64_t j = 0; j < count; ++j) to[j] = a[j] + b[j];
+}
 
 // Asks for numbers that the next step reads: the rows of a tile lie in more streams than a CPU follows by itself.
 template <typename Real>

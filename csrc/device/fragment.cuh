@@ -9,19 +9,39 @@ struct Coordinate {
   int row, column;
 };
 
+// What a lane's part of every fragment is made of. A lane's number converts to it; kernels that are short of registers make it
+// once.
+struct FragmentLane {
+  int group, quad;  // group: a row of a and c, a column of b; quad: a pair of columns of a and c, of rows of b
+  XLSTM_DEVICE FragmentLane(int lane) : group(lane / 4), quad(lane % 4) {}
+};
+
 // m16n8 accumulator (float32), elements 0..3 (PTX ISA 9.7.14.5.8)
-XLSTM_DEVICE Coordinate c_coordinate(int lane, int i) { return {lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2}; }
+XLSTM_DEVICE Coordinate c_coordinate(FragmentLane lane, int i) { return {lane.group + 8 * (i / 2), lane.quad * 2 + i % 2}; }
 // m16n8k16 operand a, 16 x 16, elements 0..7, two to a register
-XLSTM_DEVICE Coordinate a_coordinate(int lane, int i) { return {lane / 4 + 8 * (i / 2 % 2), lane % 4 * 2 + i % 2 + 8 * (i / 4)}; }
+XLSTM_DEVICE Coordinate a_coordinate(FragmentLane lane, int i) {
+  return {lane.group + 8 * (i / 2 % 2), lane.quad * 2 + i % 2 + 8 * (i / 4)};
+}
 // m16n8k16 operand b, 16 (k) x 8 (n), elements 0..3, two to a register
-XLSTM_DEVICE Coordinate b_coordinate(int lane, int i) { return {lane % 4 * 2 + i % 2 + 8 * (i / 2), lane / 4}; }
+XLSTM_DEVICE Coordinate b_coordinate(FragmentLane lane, int i) { return {lane.quad * 2 + i % 2 + 8 * (i / 2), lane.group}; }
 // m16n8k8 .tf32 operands: a 16 x 8, elements 0..3; b 8 (k) x 8 (n), elements 0..1
-XLSTM_DEVICE Coordinate a_tf32_coordinate(int lane, int i) { return {lane / 4 + 8 * (i % 2), lane % 4 + 4 * (i / 2)}; }
-XLSTM_DEVICE Coordinate b_tf32_coordinate(int lane, int i) { return {lane % 4 + 4 * i, lane / 4}; }
+XLSTM_DEVICE Coordinate a_tf32_coordinate(FragmentLane lane, int i) {
+  return {lane.group + 8 * (i % 2), lane.quad + 4 * (i / 2)};
+}
+XLSTM_DEVICE Coordinate b_tf32_coordinate(FragmentLane lane, int i) { return {lane.quad + 4 * i, lane.group}; }
+
+// The lane that holds an element of rows 0..7 of an accumulator.
+constexpr int kLanesPerRow = 4;
+XLSTM_DEVICE int c_lane(int row, int column) { return row * kLanesPerRow + column / 2; }
+// The sum over the four lanes that share a row of an accumulator, in each of them.
+XLSTM_DEVICE float sum_of_row(float x XLSTM_SITE) {
+  x += __shfl_xor_sync(kAllLanes, x, 1, 32 XLSTM_FORWARD_SITE);
+  return x + __shfl_xor_sync(kAllLanes, x, 2, 32 XLSTM_FORWARD_SITE);
+}
 
 // visit(element, row, column) for the elements of a 16 x 8 accumulator that this lane holds.
 template <class Visit>
-XLSTM_DEVICE void for_each_c(int lane, Visit&& visit) {
+XLSTM_DEVICE void for_each_c(FragmentLane lane, Visit&& visit) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Coordinate at = c_coordinate(lane, i);

@@ -25,15 +25,15 @@
 #define XLSTM_HAS_WGMMA 0
 #endif
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || (defined(__CUDA_ARCH_FAMILY_SPECIFIC__) && XLSTM_DEVICE_ARCH / 100 == 10)
-#define XLSTM_ONLY_LARGE_SHARED_MEMORY true
+#define XLSTM_LATER_GPUS false  // may this code run on GPUs of another kind?
 #else
-#define XLSTM_ONLY_LARGE_SHARED_MEMORY false
+#define XLSTM_LATER_GPUS true
 #endif
 #else
 #include "simt/cuda_builtins.h"
 #define XLSTM_DEVICE_ARCH 900
 #define XLSTM_HAS_WGMMA 1
-#define XLSTM_ONLY_LARGE_SHARED_MEMORY false  // the executor plays every GPU
+#define XLSTM_LATER_GPUS true  // the executor plays every GPU
 // Static shared memory: XLSTM_SHARED(tile, float[32][33]). The local struct is one key per declaration and instantiation.
 #define XLSTM_SHARED(name, ...)                                                                                   \
   struct XlstmSharedKey_##name {};                                                                                \
@@ -59,8 +59,26 @@ using Identity = typename detail::Identity<T>::type;  // lets a macro take a typ
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Compiled only for GPUs on which a block can ask for 227 KiB of shared memory? Not so for PTX, which may run on any later GPU.
-constexpr bool kOnlyLargeSharedMemory = XLSTM_ONLY_LARGE_SHARED_MEMORY;
+// Shared memory of a block, in bytes: what the smallest GPU (sm_86, sm_89, sm_120) and the largest (sm_90, sm_100) give it.
+constexpr int kSmallSharedMemory = 99 * 1024, kLargeSharedMemory = 227 * 1024;
+
+// The most that launches ask for where kernels were compiled for compute_<architecture>; such code leaves out the kernels that
+// need more. A cubin of sm_86 also runs on sm_87, which has more: the code decides, not the device.
+constexpr int most_shared_memory(int architecture) {
+  return architecture == 86 || architecture == 89 || architecture / 10 == 12 ? kSmallSharedMemory : kLargeSharedMemory;
+}
+// For the code that is being compiled: the same, and what every GPU has that may run it (PTX may run on any later one).
+constexpr int kMostSharedMemory = most_shared_memory(XLSTM_DEVICE_ARCH / 10);
+constexpr int kLeastSharedMemory = XLSTM_LATER_GPUS ? kSmallSharedMemory : kLargeSharedMemory;
+
+// Ends the launch with an error: for what the host has ruled out.
+XLSTM_DEVICE void stop() {
+#ifdef __CUDACC__
+  __trap();
+#else
+  __builtin_trap();
+#endif
+}
 
 // Dynamic shared memory, aligned to 1024 bytes; its size is LaunchConfig::shared_bytes.
 template <class T>

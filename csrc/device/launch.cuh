@@ -7,6 +7,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -14,7 +15,10 @@
 #include <tuple>
 #include <utility>
 #else
+#include <algorithm>
+
 #include "simt/kernel_api.h"
+#include "simt/limits.h"
 #endif
 
 namespace xlstm::device {
@@ -70,6 +74,28 @@ inline int shared_memory_limit() {
   const OnDevice current(-1);
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, current.index), "shared memory of the device");
   return bytes;
+}
+
+// The architecture whose code runs the kernel on the current device: 86 is compute_86, as cubin (also on sm_87) or as PTX.
+// Asked once per device and kernel.
+inline int code_architecture(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, int> known;
+  const OnDevice current(-1);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto at = known.find({current.index, kernel});
+  if (at != known.end()) return at->second;
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "the kernels of this build on the device");
+  if (attributes.ptxVersion <= 0)
+    throw std::runtime_error("xlstm_cuda: architecture of a kernel's code: got " + std::to_string(attributes.ptxVersion) +
+                             ", expected that of its PTX, such as 90");
+  return known[{current.index, kernel}] = attributes.ptxVersion;
+}
+
+// The most shared memory that a block can have on the current device in a kernel of this code, in bytes.
+inline int shared_memory_limit_of_code(const void* kernel) {
+  return std::min(shared_memory_limit(), most_shared_memory(code_architecture(kernel)));
 }
 
 namespace detail {
@@ -181,6 +207,10 @@ using simt::LaunchConfig;
 using simt::resident_blocks;
 using simt::resident_clusters;
 using simt::shared_memory_limit;  // of the architecture in the options
+inline int shared_memory_limit_of_code(const void*) {
+  const simt::Architecture& played = simt::architecture(simt::options().architecture);
+  return std::min(int(played.shared_per_block), most_shared_memory(played.code));
+}
 
 #endif
 

@@ -2,5 +2,5 @@
 #pragma once
 
 namespace xlstm::mlstm {
-const void* any_kernel();  // defined in inner_products.cu
+const void* any_kernel();  // defined in dots.cu
 }

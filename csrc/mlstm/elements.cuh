@@ -7,26 +7,30 @@ namespace xlstm::mlstm {
 
 XLSTM_DEVICE float load_element(const void* tensor, ElementType element, int64_t at) {
   switch (element) {
+    case ElementType::Float32:
+      return static_cast<const float*>(tensor)[at];
     case ElementType::BFloat16:
       return device::to_float(static_cast<const __nv_bfloat16*>(tensor)[at]);
     case ElementType::Float16:
       return device::to_float(static_cast<const __half*>(tensor)[at]);
-    default:
-      return static_cast<const float*>(tensor)[at];
   }
+  device::stop();
+  return 0.0f;
 }
 
 XLSTM_DEVICE void store_element(void* tensor, ElementType element, int64_t at, float value) {
   switch (element) {
+    case ElementType::Float32:
+      static_cast<float*>(tensor)[at] = value;
+      return;
     case ElementType::BFloat16:
       static_cast<__nv_bfloat16*>(tensor)[at] = device::from_float<__nv_bfloat16>(value);
       return;
     case ElementType::Float16:
       static_cast<__half*>(tensor)[at] = device::from_float<__half>(value);
       return;
-    default:
-      static_cast<float*>(tensor)[at] = value;
   }
+  device::stop();
 }
 
 }  // namespace xlstm::mlstm

@@ -3,8 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "common/element_type.h"
 #include "common/view.h"
-#include "element_type.h"
 
 namespace xlstm {
 
@@ -65,7 +65,8 @@ void read(R& r, Sequences& s) {
 // Chunk k of sequence n owns slot first_slot(n) + k of `slots` (sequences.cuh); workspaces are (NH, slots, ...).
 int64_t chunk_slots(const Sequences& sequences, int L);
 
-// M4-M6: the stabilisers and one record (records.h) per chunk and head. With `dot` these are the backward's, with r and delta.
+// M4-M6: the stabilisers and one record (gates/records.h) per chunk and head. With `dot` these are the backward's, with r and
+// delta.
 struct GateScanParams : Options {
   Sequences sequences;
   int L;  // 16, 32 or 64
@@ -91,31 +92,31 @@ void gate_scan(const GateScanParams& params, Stream stream);
 
 enum class WalkUse { H, DQ, DK, DV };
 
-// One walk (walk.cuh): operands A, B of c columns, X and O of o columns.
-//   use   A    B    X   O    c     o
-//   H     q    k    v   h    DHQK  DHHV
-//   DQ    dh   v    k   dq   DHHV  DHQK
-//   DK    v    dh   q   dk   DHHV  DHQK
-//   DV    k    q    dh  dv   DHQK  DHHV
+// One walk (walk/kernel.cuh): A and B, whose columns are contracted; X and O, whose columns are outputs.
+//   use   A    B    X   O    contracted   outputs
+//   H     q    k    v   h    DHQK         DHHV
+//   DQ    dh   v    k   dq   DHHV         DHQK
+//   DK    v    dh   q   dk   DHHV         DHQK
+//   DV    k    q    dh  dv   DHQK         DHHV
 struct WalkParams : Options {  // the options are H's
   WalkUse use;
   Sequences sequences;
   ElementType element;
-  int c, o;           // multiples of 8 up to 512
-  View<> A, B, X, O;  // rows at multiples of 16 bytes
+  int contracted, outputs;  // columns, multiples of 8 up to 512
+  View<> A, B, X, O;        // rows at multiples of 16 bytes
   const float* records;
   const float *state_start, *vector_start;  // (N, NH, DHQK, DHHV): C or dC; (N, NH, DHQK): n (H, DQ) or dn (DK). Null is 0.
   float *state_end, *vector_end;            // the same after the walk, or null
   int segments;                             // of every sequence; more than 1 adds a pass that makes their first states
   float *segment_states, *segment_vectors;  // workspaces (segments - 1, N, NH, DHQK, DHHV) and (segments - 1, N, NH, DHQK)
   float* dot;                               // H: (B, NH, S), s q.n
-  View<> row_dot_with;                      // DQ: q, DK: k, (B, S, NH, o)
+  View<> row_dot_with;                      // DQ: q, DK: k, (B, S, NH, outputs)
   float* row_dots;                          // DQ, DK: (parts, B, NH, S), q.dq or k.dk, one part per block of columns of O
 };
 template <class R>
 void read(R& r, WalkParams& p) {
   r("options", static_cast<Options&>(p));
-  r("use", p.use)("sequences", p.sequences)("dtype", p.element)("c", p.c)("o", p.o);
+  r("use", p.use)("sequences", p.sequences)("dtype", p.element)("contracted", p.contracted)("outputs", p.outputs);
   r("A", p.A)("B", p.B)("X", p.X)("O", p.O)("records", p.records);
   r("state_start", p.state_start)("vector_start", p.vector_start);
   r("state_end", p.state_end)("vector_end", p.vector_end);
@@ -127,7 +128,7 @@ void walk(const WalkParams& params, Stream stream);
 // Steps of a chunk, the same for all walks of a call.
 int chunk_length(ElementType element, int DHQK, int DHHV);
 // Columns of O that a block of this walk takes on the current device.
-int block_columns(WalkUse use, ElementType element, int L, int c, int o);
+int block_columns(WalkUse use, ElementType element, int L, int contracted, int outputs);
 
 // out[b, h, t] = <x[b, t, h], y[b, t, h]> in float32
 struct RowDotParams {

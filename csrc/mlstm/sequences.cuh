@@ -1,26 +1,24 @@
 // sequences.cuh - where the steps and chunks of sequence n lie, for plain batches and for cu_seqlens.
 #pragma once
+#include "common/sequences.h"
 #include "device/language.cuh"
 #include "mlstm/params.h"
 
 namespace xlstm::mlstm {
 
-struct Span {
-  int64_t batch, first, length;  // steps [first, first + length) of this row of the batch
-  int64_t first_slot;            // of its chunks
+struct ChunkedSpan : Span {
+  int64_t first_slot;  // of its chunks
 };
 
 // Sequence n of cu_seqlens has slots first / L + n ...: at least as many as it has chunks, whatever the other lengths are.
-XLSTM_DEVICE Span span_of(const Sequences& s, int64_t n, int L) {
-  if (!s.cu_seqlens) return {n, 0, s.S, n * ((s.S + L - 1) / L)};
-  const int64_t first = min(max(int64_t(s.cu_seqlens[n]), int64_t(0)), s.S);
-  const int64_t end = min(max(int64_t(s.cu_seqlens[n + 1]), first), s.S);
-  return {0, first, end - first, first / L + n};
+XLSTM_DEVICE ChunkedSpan span_of(const Sequences& s, int64_t n, int L) {
+  const Span span = span_of_sequence(s.cu_seqlens, n, s.S);
+  return {span, s.cu_seqlens ? span.first / L + n : n * ((s.S + L - 1) / L)};
 }
 
 struct Chunk {
   int64_t sequence, index;
-  Span span;
+  ChunkedSpan span;
   bool real;  // some slots hold no chunk
 };
 
@@ -34,7 +32,7 @@ XLSTM_DEVICE Chunk chunk_of_slot(const Sequences& s, int64_t slot, int L) {
       (span_of(s, middle, L).first_slot <= slot ? n : above) = middle;
     }
   }
-  const Span span = span_of(s, n, L);
+  const ChunkedSpan span = span_of(s, n, L);
   const int64_t index = slot - span.first_slot;
   return {n, index, span, index * L < span.length};
 }

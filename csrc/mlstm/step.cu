@@ -13,10 +13,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "device/launch.cuh"
+#include "common/dispatch.h"
 #include "device/math.cuh"
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
+#include "mlstm/blocks.cuh"
 #include "mlstm/elements.cuh"
 #include "mlstm/normaliser.cuh"
 
@@ -138,35 +139,19 @@ void check_head_dim(const char* name, int dim) {
                                 ", expected a multiple of 8 up to " + std::to_string(kMaxHeadDim));
 }
 
-template <class T>
-void launch_step(const StepParams& params, const device::LaunchConfig& config, const char* name) {
-  device::launch(config, name, step_kernel<T>, params);
-}
-
 }  // namespace
 
 void step(const StepParams& params, Stream stream) {
   check_head_dim("DHQK", params.DHQK);
   check_head_dim("DHHV", params.DHHV);
   if (params.B * params.NH == 0) return;
-  const int64_t tiles = (params.DHHV + kTileColumns - 1) / kTileColumns, blocks = params.B * params.NH * tiles;
-  if (blocks > 0x7fffffff)
-    throw std::invalid_argument("mlstm_step: B * NH: got " + std::to_string(params.B * params.NH) +
-                                ", more than one launch holds");
-  device::LaunchConfig config;
-  config.grid = dim3(unsigned(blocks));
-  config.block = dim3(kThreads);
-  config.stream = stream.handle;
-  config.device = stream.device;
-  switch (params.element) {
-    case ElementType::Float32:
-      return launch_step<float>(params, config, "mlstm_step<float32>");
-    case ElementType::BFloat16:
-      return launch_step<__nv_bfloat16>(params, config, "mlstm_step<bfloat16>");
-    case ElementType::Float16:
-      return launch_step<__half>(params, config, "mlstm_step<float16>");
-  }
-  throw std::invalid_argument("mlstm_step: element type " + std::to_string(int(params.element)));
+  const int64_t tiles = (params.DHHV + kTileColumns - 1) / kTileColumns;
+  const auto config = config_of(stream, params.B * params.NH * tiles, kThreads, "B * NH");
+  with_element(params.element, [&](auto type) {
+    using Element = typename decltype(type)::type;
+    const std::string name = std::string("mlstm_step<") + kElementName<Element> + ">";
+    device::launch(config, name.c_str(), step_kernel<Element>, params);
+  });
 }
 
 }  // namespace xlstm::mlstm

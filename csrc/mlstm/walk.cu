@@ -2,9 +2,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "mlstm/walk_float32.cuh"
-#include "mlstm/walk_launch.cuh"
-#include "mlstm/walks.h"
+#include "device/launch.cuh"
+#include "mlstm/any_kernel.h"
+#include "mlstm/walk/choice.cuh"
+#include "mlstm/walk/float32.cuh"
+#include "mlstm/walk/walks.h"
 
 namespace xlstm::mlstm {
 namespace {
@@ -15,6 +17,8 @@ void check_head_dim(const char* name, int dim) {
                                 ", expected a multiple of 8 from 8 to 512");
 }
 
+int shared_memory() { return device::shared_memory_limit_of_code(any_kernel()); }
+
 }  // namespace
 
 int chunk_length(ElementType element, int DHQK, int DHHV) {
@@ -24,27 +28,18 @@ int chunk_length(ElementType element, int DHQK, int DHHV) {
   return DHQK <= 256 && DHHV <= 256 ? 64 : 32;
 }
 
-int block_columns(WalkUse use, ElementType element, int L, int c, int o) {
-  if (element == ElementType::Float32) return Float32Tile::BO;
-  const int shared_memory = device::shared_memory_limit();
-  const auto columns = [](auto tile) { return int(decltype(tile)::BO); };
-  return use == WalkUse::H ? with_tile<WalkUse::H>(L, c, o, shared_memory, columns)
-                           : with_tile<WalkUse::DQ>(L, c, o, shared_memory, columns);  // the others have the tiles of DQ
+int block_columns(WalkUse use, ElementType element, int L, int contracted, int outputs) {
+  if (element == ElementType::Float32) return Float32Tile::OUTPUTS;
+  return with_use(use, [&](auto constant) {
+    return with_tile<decltype(constant)::value>(L, contracted, outputs, shared_memory(),
+                                                [](auto tile) { return int(decltype(tile)::OUTPUTS); });
+  });
 }
 
 void walk(const WalkParams& params, Stream stream) {
-  const int L = chunk_length(params.element, params.c, params.o);
+  const int L = chunk_length(params.element, params.contracted, params.outputs);
   if (params.element == ElementType::Float32) return walk_float32(params, stream);
-  switch (params.use) {
-    case WalkUse::H:
-      return walk_h(params, L, stream);
-    case WalkUse::DQ:
-      return walk_dq(params, L, stream);
-    case WalkUse::DK:
-      return walk_dk(params, L, stream);
-    case WalkUse::DV:
-      return walk_dv(params, L, stream);
-  }
+  with_use(params.use, [&](auto constant) { walk_16_bits<decltype(constant)::value>(params, L, shared_memory(), stream); });
 }
 
 }  // namespace xlstm::mlstm

@@ -315,6 +315,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ho
     attributes->sharedSizeBytes = static_bytes(kernel_of(*f));
     attributes->maxThreadsPerBlock = kernel_of(*f).max_threads ? kernel_of(*f).max_threads : 1024;
     attributes->maxDynamicSharedSizeBytes = int(f->allowed[device].dynamic_limit);
+    attributes->ptxVersion = attributes->binaryVersion = std::stoi(settings.target);  // 90 of 90a
     return cudaSuccess;
   } catch (const std::exception& e) {
     return fail(cudaErrorInvalidDeviceFunction, std::string("ptx: ") + e.what());

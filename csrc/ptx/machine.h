@@ -109,7 +109,8 @@ struct Warp {
   int pc = 0, next_pc = 0x7fffffff;        // next_pc: the lowest of the others
   std::vector<Group> others;
   State state = State::Running;
-  bool yield = false;  // what it waits for is not there: others first
+  bool yield = false;         // what it waits for is not there: others first
+  int64_t uninterrupted = 0;  // instructions since it last waited for anything
   int barrier = -1;
   const Instruction* vote = nullptr;  // bar.red to be answered when the barrier opens
   uint64_t cluster_phase = 0;

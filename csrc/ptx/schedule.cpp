@@ -197,11 +197,12 @@ class Starving {
 using Clusters = std::vector<std::unique_ptr<Cluster>>;
 
 void run_together(Clusters& set) {
-  constexpr int kSpin = 40;                // a turn this short that ends at no barrier is no progress
-  constexpr int kPatience = 3;             // rounds of nothing but spinning before the starved one is let in
-  constexpr uint64_t kDeadlocked = 20000;  // and before the launch is given up
-  constexpr uint64_t kRound = 1'000;       // nanoseconds of a round; of one of nothing but spinning, so that a wait that
-  constexpr uint64_t kIdle = 1'000'000;    // measures its time gives up before the launch is
+  constexpr int kSpin = 40;                 // a turn this short that ends at no barrier is no progress
+  constexpr int kPatience = 3;              // rounds of nothing but spinning before the starved one is let in
+  constexpr uint64_t kDeadlocked = 20000;   // and before the launch is given up
+  constexpr int64_t kEndless = 50'000'000;  // instructions of a warp that never waits; the tests' longest run is far shorter
+  constexpr uint64_t kRound = 1'000;        // nanoseconds of a round; of one of nothing but spinning, so that a wait that
+  constexpr uint64_t kIdle = 1'000'000;     // measures its time gives up before the launch is
   std::vector<Warp*> warps, ready;
   for (const auto& c : set)
     for (const auto& b : c->blocks)
@@ -224,6 +225,8 @@ void run_together(Clusters& set) {
       if (w->state != State::Running || (starving.holds(*w) && spun < kPatience)) continue;
       const int64_t ran = slice(*w, 1 + int64_t(dice() % 4000));
       progress |= ran >= kSpin || w->state != State::Running;
+      w->uninterrupted = w->yield || w->state != State::Running ? 0 : w->uninterrupted + ran;
+      if (w->uninterrupted > kEndless) fault(w, &w->kernel->code[size_t(w->pc)], "a loop without end: it waits for nothing");
     }
     bool delivered = false;
     for (const auto& c : set)

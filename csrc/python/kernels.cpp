@@ -21,6 +21,13 @@ int64_t grid_workspace(const std::array<int64_t, 4>& sizes, ElementType element,
   return p.shape.B == 0 ? 0 : slstm::grid_workspace_bytes(p, limits);
 }
 
+std::string dtypes_of(int element_bytes) {
+  std::string names;
+  for (const auto& [name, element] : kSpellings<ElementType>)
+    if (slstm::bytes_of(element) == element_bytes) names += (names.empty() ? "" : ", ") + std::string(name);
+  return names;
+}
+
 void bind_mlstm(py::module_& m) {
   bind(m, "mlstm_step", &mlstm::step);
   bind(m, "mlstm_gates", &mlstm::gate_scan);
@@ -51,7 +58,7 @@ void bind_slstm(py::module_& m) {
   m.def("slstm_kernel_table", [] {
     py::list lines;
     for (const slstm::Choice& choice : slstm::choices())
-      lines.append(py::make_tuple(slstm::kind_name(choice.kind), choice.float32 ? "float32" : "bfloat16, float16", choice.max_DH,
+      lines.append(py::make_tuple(slstm::kind_name(choice.kind), dtypes_of(choice.element_bytes), choice.max_DH,
                                   choice.architecture, choice.shared_per_block));
     return lines;
   });

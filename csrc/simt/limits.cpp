@@ -7,13 +7,12 @@
 
 namespace xlstm::simt {
 namespace {
-// CUDA programming guide, "Technical Specifications per Compute Capability"; multiprocessors of A100, RTX 3090, RTX 4090, H100
-// SXM
+// CUDA programming guide, "Technical Specifications per Compute Capability"; multiprocessors of A100, RTX 3090, Jetson AGX Orin,
+// RTX 4090, H100 SXM
 constexpr Architecture kArchitectures[] = {
-    {80, 163 << 10, 164 << 10, 2048, 32, 108},
-    {86, 99 << 10, 100 << 10, 1536, 16, 82},
-    {89, 99 << 10, 100 << 10, 1536, 24, 128},
-    {90, 227 << 10, 228 << 10, 2048, 32, 132},
+    {80, 80, 163 << 10, 164 << 10, 2048, 32, 108}, {86, 86, 99 << 10, 100 << 10, 1536, 16, 82},
+    {87, 86, 163 << 10, 164 << 10, 1536, 16, 16},  {89, 89, 99 << 10, 100 << 10, 1536, 24, 128},
+    {90, 90, 227 << 10, 228 << 10, 2048, 32, 132},
 };
 constexpr size_t kSystemSharedPerBlock = 1024;
 
@@ -29,7 +28,7 @@ uint64_t blocks_per_multiprocessor(const LaunchConfig& config,
 const Architecture& architecture(int number) {
   for (const Architecture& a : kArchitectures)
     if (a.number == number) return a;
-  throw Error("simt: architecture: got " + std::to_string(number) + ", expected 80, 86, 89 or 90");
+  throw Error("simt: architecture: got " + std::to_string(number) + ", expected 80, 86, 87, 89 or 90");
 }
 
 int shared_memory_limit() { return int(architecture(options().architecture).shared_per_block); }

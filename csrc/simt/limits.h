@@ -6,6 +6,7 @@ namespace xlstm::simt {
 
 struct Architecture {
   int number;               // 90 is sm_90
+  int code;                 // the architecture of a wheel's code that runs here
   size_t shared_per_block;  // opt-in maximum, static and dynamic together
   size_t shared_per_multiprocessor;
   int threads_per_multiprocessor, blocks_per_multiprocessor, multiprocessors;

@@ -15,6 +15,9 @@
 // too, when a gate saturates:  d,  sf = sigmoid(-raw_f),  u = sign(raw_z) (1 - |z|) / 2,  w = sign(raw_o) sigmoid(-|raw_o|).
 // Comparisons are written so that NaN comes through.
 #pragma once
+#include <stdexcept>
+#include <type_traits>
+
 #include "device/math.cuh"
 #include "slstm/params.h"
 
@@ -41,6 +44,29 @@ XLSTM_DEVICE Real returned_m(const CellState<Real>& state) {
   return state.n == Real(0) ? Real(0) : state.m;
 }
 
+template <ForgetGate gate>
+using ForgetGateConstant = std::integral_constant<ForgetGate, gate>;
+
+// visit(ForgetGateConstant<gate>). Launchers have asked check_forget_gate, so a kernel ends in one of the branches.
+template <class Visit>
+XLSTM_DEVICE auto with_forget_gate(ForgetGate gate, Visit&& visit) {
+  switch (gate) {
+    case ForgetGate::kSigmoid:
+      return visit(ForgetGateConstant<ForgetGate::kSigmoid>{});
+    case ForgetGate::kExp:
+      return visit(ForgetGateConstant<ForgetGate::kExp>{});
+  }
+#ifdef __CUDACC__
+  __builtin_unreachable();
+#else
+  throw std::invalid_argument("slstm: a forget gate without a branch");
+#endif
+}
+inline void check_forget_gate(ForgetGate gate) {
+  if (gate != ForgetGate::kSigmoid && gate != ForgetGate::kExp)
+    throw std::invalid_argument("slstm: a forget gate without a branch");
+}
+
 // S1-S3: returns h, advances the state.  In float on a GPU: 7 MUFU (4 ex2, 1 lg2, 2 rcp).
 template <ForgetGate forget_gate, typename Real>
 XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, CellState<Real>& state, CellSaved<Real>& saved) {
@@ -49,7 +75,7 @@ XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, C
   const Real eo = device::exp2_approx(-log2e * device::absolute(raw_o));
   const Real pz = Real(1) + ez, po = Real(1) + eo;
   Real lf, u, w;
-  if (forget_gate == ForgetGate::kSigmoid) {
+  if constexpr (forget_gate == ForgetGate::kSigmoid) {
     const Real ef = device::exp2_approx(-log2e * device::absolute(raw_f)), pf = Real(1) + ef;
     const Real pfo = pf * po, r = device::rcp_approx(pfo * pz), rpz = r * pz;  // each factor in [1, 2]: one reciprocal serves all
     lf = (raw_f < Real(0) ? raw_f : Real(0)) - ln2 * device::log2_1p(ef);
@@ -57,6 +83,7 @@ XLSTM_DEVICE Real cell_forward(Real raw_i, Real raw_f, Real raw_z, Real raw_o, C
     u = ez * (r * pfo);
     w = eo * (rpz * pf);
   } else {
+    static_assert(forget_gate == ForgetGate::kExp, "a forget gate without an equation");
     const Real r = device::rcp_approx(pz * po);
     lf = raw_f;
     saved.sf = Real(1);

@@ -11,11 +11,12 @@ namespace xlstm::slstm {
 struct Choice {
   KernelKind kind;
   int max_DH;
-  bool float32;          // or the 16-bit types
+  int element_bytes;     // 4: float32; 2: the 16-bit types
   int architecture;      // sm_ number, at least
   int shared_per_block;  // bytes of shared memory, at least
 };
 const std::vector<Choice>& choices();
+int bytes_of(ElementType element);
 
 // On the current device, whose limits these are. std::invalid_argument for a head dim that no kernel holds there.
 KernelKind choose(int64_t DH, ElementType element, const DeviceLimits& limits);

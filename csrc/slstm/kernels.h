@@ -1,7 +1,7 @@
 // kernels.h - the CUDA kernels of the recurrence over a sequence: the operands of one launch, the entry points, and the table
 // that says which kernel serves which case.
 #pragma once
-#include "element_type.h"
+#include "common/element_type.h"
 #include "slstm/params.h"
 
 namespace xlstm::slstm {
@@ -78,12 +78,12 @@ struct DeviceLimits {
 // that the kernel does not hold, std::runtime_error for CUDA errors and for blocks that cannot all be resident.
 // step: S = 1 in a decoding loop, without resets, cu_seqlens and saved tensors, R read from memory once; DH up to 1024.
 void step(const KernelForward&, Stream stream);
-void resident_forward(const KernelForward&, Stream stream);
-void resident_backward(const KernelBackward&, Stream stream);
-void cluster_forward(const KernelForward&, const DeviceLimits&, Stream stream);
-void cluster_backward(const KernelBackward&, const DeviceLimits&, Stream stream);
-void grid_forward(const KernelForward&, const DeviceLimits&, Stream stream);
-void grid_backward(const KernelBackward&, const DeviceLimits&, Stream stream);
+void resident_pass(const KernelForward&, Stream stream);
+void resident_pass(const KernelBackward&, Stream stream);
+void cluster_pass(const KernelForward&, const DeviceLimits&, Stream stream);
+void cluster_pass(const KernelBackward&, const DeviceLimits&, Stream stream);
+void grid_pass(const KernelForward&, const DeviceLimits&, Stream stream);
+void grid_pass(const KernelBackward&, const DeviceLimits&, Stream stream);
 bool cluster_fits(const KernelForward&, const DeviceLimits&);  // asks the current device; looks at shape.DH and element only
 bool cluster_fits(const KernelBackward&, const DeviceLimits&);
 int64_t grid_workspace_bytes(const KernelForward&, const DeviceLimits&);

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/dispatch.h"
 #include "device/convert.cuh"
 #include "device/launch.cuh"
 #include "device/packed.cuh"
@@ -111,16 +112,17 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const KernelForward p
       raw[gate] += (p.b ? p.b[(gate * NH + head) * DH + unit] : 0.0f) + device::to_float(x[gate * p.x_gate_stride]);
     CellState<float> state = p.h0 ? cell_state(p.c0[at], p.n0[at], p.m0[at]) : cell_state(0.0f, 0.0f, 0.0f);
     CellSaved<float> saved;
-    const float h = p.shape.forget_gate == ForgetGate::kSigmoid
-                        ? cell_forward<ForgetGate::kSigmoid>(raw[0], raw[1], raw[2], raw[3], state, saved)
-                        : cell_forward<ForgetGate::kExp>(raw[0], raw[1], raw[2], raw[3], state, saved);
+    const float h = with_forget_gate(p.shape.forget_gate, [&](auto gate) {
+      return cell_forward<decltype(gate)::value>(raw[0], raw[1], raw[2], raw[3], state, saved);
+    });
     static_cast<Element*>(p.h)[at] = device::from_float<Element>(h);
     p.h_last[at] = h, p.c_last[at] = state.c, p.n_last[at] = state.n, p.m_last[at] = returned_m(state);
   }
 }
 
 template <class Element>
-void launch_step(const char* name, const KernelForward& p, Stream stream) {
+void launch_step(const KernelForward& p, Stream stream) {
+  static const std::string name = std::string("slstm_step<") + kElementName<Element> + ">";
   constexpr int VECTOR = 16 / int(sizeof(Element));
   device::LaunchConfig config;
   config.grid = dim3(unsigned(p.shape.NH * (p.shape.DH / kWarps)));
@@ -128,10 +130,10 @@ void launch_step(const char* name, const KernelForward& p, Stream stream) {
   config.stream = stream.handle;
   config.device = stream.device;
   const int64_t vectors = (p.shape.DH + 32 * VECTOR - 1) / (32 * VECTOR);
-  if (vectors <= 1) return device::launch(config, name, step_kernel<Element, 1>, p);
-  if (vectors <= 2) return device::launch(config, name, step_kernel<Element, 2>, p);
-  if (vectors <= 4) return device::launch(config, name, step_kernel<Element, 4>, p);
-  if constexpr (sizeof(Element) == 4) device::launch(config, name, step_kernel<Element, 8>, p);
+  if (vectors <= 1) return device::launch(config, name.c_str(), step_kernel<Element, 1>, p);
+  if (vectors <= 2) return device::launch(config, name.c_str(), step_kernel<Element, 2>, p);
+  if (vectors <= 4) return device::launch(config, name.c_str(), step_kernel<Element, 4>, p);
+  if constexpr (sizeof(Element) == 4) device::launch(config, name.c_str(), step_kernel<Element, 8>, p);
 }
 
 }  // namespace
@@ -140,14 +142,7 @@ void step(const KernelForward& p, Stream stream) {
   if (p.shape.DH < 8 || p.shape.DH % 8 || p.shape.DH > kMaxHeadDim)
     throw std::invalid_argument("slstm_step: DH: got " + std::to_string(p.shape.DH) + ", expected a multiple of 8 up to " +
                                 std::to_string(kMaxHeadDim));
-  switch (p.element) {
-    case ElementType::Float32:
-      return launch_step<float>("slstm_step<float32>", p, stream);
-    case ElementType::BFloat16:
-      return launch_step<__nv_bfloat16>("slstm_step<bfloat16>", p, stream);
-    case ElementType::Float16:
-      return launch_step<__half>("slstm_step<float16>", p, stream);
-  }
+  with_element(p.element, [&](auto type) { launch_step<typename decltype(type)::type>(p, stream); });
 }
 
 }  // namespace xlstm::slstm

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import conv_cpu
+from ..ops import context, conv_cpu
+from ..ops.context import Piece
 from ..weights import is_plain, under_autocast
 
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
@@ -75,7 +76,7 @@ class CausalConv1d(nn.Module):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> Tensor:
-        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens, reset as of the layers."""
+        """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens, reset as in the layers."""
         before = self.kernel_size - 1
         if cu_seqlens is not None:
             apart, places = self._apart(x, state, cu_seqlens)
@@ -147,6 +148,17 @@ class CausalConv1d(nn.Module):
             return (_own(joined[:, S:], _parts(reset, S + K)[:, S:]),)
         return (joined[:, S:].clone(),)  # no branch on S, so that an exported model takes every S
 
+    def before(self, x: Tensor, state: Any, piece: Piece, cu_seqlens: Tensor | None, reset: Tensor | None) -> ConvState:
+        """The state before this rank's piece x of a longer sequence; the others as of `forward`, inside this piece."""
+        given = (
+            None
+            if state is None
+            else self._before(x, state, self.kernel_size, None if cu_seqlens is None else len(cu_seqlens) - 1)
+        )
+        given = context.begun(given, piece)
+        (window,) = self.last_inputs(x, given, cu_seqlens, reset)
+        return (context.inputs_before(window, piece, given, reset),)
+
     def _apart(self, x: Tensor, state: Sequence[Tensor] | Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """N sequences on the axis of x (1, T, D), each behind the K inputs before it: (1, T + N K, D), and the T places of x."""
         K, N, (_, T, D), device = self.kernel_size, cu_seqlens.shape[0] - 1, x.shape, x.device
@@ -159,6 +171,10 @@ class CausalConv1d(nn.Module):
         order = torch.empty(T + N * K, dtype=torch.int64, device=device)
         order[torch.cat([before, places])] = torch.arange(T + N * K, device=device)
         return _joined(held.reshape(1, N * K, D), x).index_select(1, order), places
+
+    def inputs_before(self, x: Tensor, state: Sequence[Tensor] | Tensor) -> Tensor:
+        """The inputs of ``state`` that steps of x (B, S, D) see beside their own: (B, K-1, D)."""
+        return self._before(x, state, self.kernel_size - 1)
 
     def _before(self, x: Tensor, state: Sequence[Tensor] | Tensor, count: int, rows: int | None = None) -> Tensor:
         """The last ``count`` inputs before x, (B, count, D), or of as many ``rows``."""

@@ -90,6 +90,7 @@ class GatedFeedForward(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         gate, up = self.proj_up(x).chunk(2, -1)
         y = self.proj_down(ACTIVATIONS[self.config.act_fn](gate) * up)
         return self.dropout(y) if self.dropout.training else y

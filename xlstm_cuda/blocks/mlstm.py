@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .. import functional
+from ..backends import resolve
+from ..ops import block_step_cpu, mlstm_layer_cpu
+from ..ops.mlstm_layer_cpu import MLSTMLayerWeights
 from ..states import MLSTMState, state_dtype
-from ..weights import fill_, is_plain, under_autocast
+from ..weights import are_plain, fill_, is_plain, under_autocast
 from .conv import CausalConv1d
 from .feedforward import UpProjConfigMixin
 from .headwise import LinearHeadwise
@@ -78,6 +81,9 @@ class mLSTMCell(nn.Module):
         self.outnorm = MultiHeadLayerNorm(features)
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        return f"{self.features}, num_heads={self.num_heads}"
+
     def reset_parameters(self) -> None:
         """Gates that ignore their input: forget gates spaced over the heads from 3 to 6, input gates N(0, 0.1^2)."""
         self.outnorm.reset_parameters()
@@ -95,6 +101,7 @@ class mLSTMCell(nn.Module):
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """h (B, S, I) and the state after the last step."""
         B, S, _ = q.shape
@@ -104,7 +111,7 @@ class mLSTMCell(nn.Module):
         before = None if state is None else _without_ones(state, q, B if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         h, (C, n, m) = functional.mlstm(
             q, k, v, i, f,
-            state=before, return_state=True, scale=1.0, reset=reset, cu_seqlens=cu_seqlens, backend=backend,
+            state=before, return_state=True, scale=1.0, reset=reset, cu_seqlens=cu_seqlens, cp_group=cp_group, backend=backend,
         )  # fmt: skip
         return self.outnorm(h), (C, n.unsqueeze(-1), m[..., None, None])
 
@@ -213,6 +220,7 @@ class mLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -224,18 +232,28 @@ class mLSTMLayer(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
-            backend: of xlstm_cuda.functional; None goes by device.
+            cp_group: a process group whose ranks hold contiguous pieces of S, as in functional.mlstm.
+            backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
-        a, gate = self.proj_up(x).chunk(2, -1)
-        c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens, reset))
-        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
-        h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset)
-        y = self._output(h, c, gate)
+        given = any(part is not None for part in before.values())
+        piece, cu_seqlens = check_input(x, self.config.embedding_dim, False, cu_seqlens, reset, cp_group, given)
+        up = self.proj_up(x)
+        a, gate = up.chunk(2, -1)
+        if piece is not None and self.conv1d is not None:
+            before["conv_state"] = self.conv1d.before(a, before["conv_state"], piece, cu_seqlens, reset)
+        whole = None if piece is not None else self._as_one_node(up, before, return_last_state, cu_seqlens, reset, backend)
+        if whole is not None:
+            inner, last = whole
+        else:
+            c = silu(a if self.conv1d is None else self.conv1d(a, before["conv_state"], cu_seqlens, reset))
+            q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)
+            h, last = self.mlstm_cell(q, k, v, before["mlstm_state"], backend, cu_seqlens, reset, piece)
+            inner = self._gated(h, c, gate)
+        y = self._projected(inner)
         if not return_last_state:
             return y
         inputs = None if self.conv1d is None else self.conv1d.last_inputs(a, before["conv_state"], cu_seqlens, reset)
@@ -250,18 +268,64 @@ class mLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as in `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
         before = layer_state(state, {"mlstm_state": mlstm_state, "conv_state": conv_state})
         a, gate = self.proj_up(x.squeeze(1)).chunk(2, -1)
         c, inputs = (a, None) if self.conv1d is None else self.conv1d.step(a, before["conv_state"])
         c = silu(c)
         h, last = self.mlstm_cell.step(self.q_proj(c), self.k_proj(c), self.v_proj(a), before["mlstm_state"], backend)
-        return self._output(h, c, gate).unsqueeze(1), {"mlstm_state": last, "conv_state": inputs}
+        return self._projected(self._gated(h, c, gate)).unsqueeze(1), {"mlstm_state": last, "conv_state": inputs}
 
-    def _output(self, h: Tensor, c: Tensor, gate: Tensor) -> Tensor:
-        y = self.proj_down(torch.addcmul(h, self.learnable_skip, c) * silu(gate))
+    def _gated(self, h: Tensor, c: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(h, self.learnable_skip, c) * silu(gate)
+
+    def _projected(self, inner: Tensor) -> Tensor:
+        y = self.proj_down(inner)
         return self.dropout(y) if self.dropout.training else y
+
+    def _as_one_node(
+        self,
+        up: Tensor,
+        before: dict[str, Any],
+        return_last_state: bool,
+        cu_seqlens: Tensor | None,
+        reset: Tensor | None,
+        backend: str | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+        """What lies between the two projections by native passes on a CPU; None where modules must be called."""
+        conv_state, state, conv = before["conv_state"], before["mlstm_state"], self.conv1d
+        if reset is not None or (cu_seqlens is not None and conv_state is not None) or resolve(backend, up.device) != "cpu":
+            return None
+        weights = self._plain_weights()
+        if conv is None or weights is None:
+            return None
+        a, NH = up.chunk(2, -1)[0], self.mlstm_cell.num_heads
+        sizes = a.shape[-1], NH, conv.kernel_size, self.q_proj.width
+        if not mlstm_layer_cpu.usable(up, weights, sizes, *(state or ()), *(() if conv_state is None else conv_state)):
+            return None
+        held = None if conv_state is None else conv.inputs_before(a, conv_state)
+        B = up.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        start = None if state is None else _without_ones(state, a.unflatten(-1, (NH, -1)), B)
+        eps = self.mlstm_cell.outnorm.eps
+        y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
+        return y, (C, n.unsqueeze(-1), m[..., None, None])
+
+    def _plain_weights(self, outer: tuple[Any, ...] = (), kinds: tuple[type[nn.Module], ...] = ()) -> MLSTMLayerWeights | None:
+        """The weights between the two projections where reading them is the same as calling their modules and ``outer`` ones."""
+        parts: Any = self._modules
+        conv: Any = self.conv1d
+        q, k, v, cell = parts["q_proj"], parts["k_proj"], parts["v_proj"], parts["mlstm_cell"]
+        if conv is None:
+            return None
+        taps, (igate, fgate, norm) = conv._modules["conv"], cell._modules.values()
+        if not are_plain((*outer, self, conv, taps, q, k, v, cell, igate, fgate, norm), (*kinds, *_INNER)):
+            return None
+        t, a, b, c, i, f = (module._parameters for module in (taps, q, k, v, igate, fgate))
+        return MLSTMLayerWeights(
+            t["weight"], t["bias"], a["weight"], b["weight"], c["weight"], q.bias, k.bias, v.bias,
+            i["weight"], f["weight"], i["bias"], f["bias"], norm.weight, self.learnable_skip,
+        )  # fmt: skip
 
 
 class mLSTMBlock(ResidualBlock):
@@ -276,3 +340,31 @@ class mLSTMBlock(ResidualBlock):
         self.xlstm = mLSTMLayer(config.mlstm)
         self.ffn_norm = None
         self.ffn = None
+
+    def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
+        layer: Any = self._modules["xlstm"]
+        parts = layer._modules
+        up, down, dropout = parts["proj_up"], parts["proj_down"], parts["dropout"]
+        weights = layer._plain_weights((self, self._modules["xlstm_norm"], up, down), _OUTER)
+        if weights is None or weights.conv_bias is None or dropout.training or not state.keys() <= {"mlstm_state", "conv_state"}:
+            return None
+        norm, cell = self.xlstm_norm, parts["mlstm_cell"]
+        held, before = state.get("conv_state"), state.get("mlstm_state")
+        I, NH = layer.config._inner_embedding_dim, cell.num_heads
+        whole = block_step_cpu.mlstm(
+            x, (layer.config.embedding_dim, I, NH, parts["conv1d"].kernel_size, parts["q_proj"].width),
+            (norm.eps, cell._modules["outnorm"].eps),
+            (norm.weight, *up._parameters.values(), *down._parameters.values(), *weights),
+            held if held is None or isinstance(held, Tensor) else held[0], before, in_place,
+        )  # fmt: skip
+        if whole is None:
+            return None
+        y, window, last = whole
+        return y, {"mlstm_state": last, "conv_state": (window,)}
+
+
+_OUTER = (mLSTMBlock, LayerNorm, nn.Linear, nn.Linear)
+_INNER = (
+    mLSTMLayer, CausalConv1d, nn.Conv1d, LinearHeadwise, LinearHeadwise, LinearHeadwise, mLSTMCell, nn.Linear, nn.Linear,
+    MultiHeadLayerNorm,
+)  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import checks
+from ..backends import resolve
+from ..ops import block_step_cpu, context
+from ..ops.context import Piece
 from .norms import LayerNorm
 
 #: Official nested form of a layer's state, e.g. {"mlstm_state": (C, n, m), "conv_state": (inputs,)}; None or missing is fresh.
@@ -26,17 +29,28 @@ def layer_state(state: LayerState | None, given: dict[str, Any]) -> dict[str, An
 
 
 def check_input(
-    x: Tensor, embedding_dim: int, single_step: bool = False, cu_seqlens: Tensor | None = None, reset: Tensor | None = None
-) -> None:
-    """ValueError unless x is (B, S, D), with S = 1 for a single step, cu_seqlens are borders on S, and reset is (B, S)."""
+    x: Tensor,
+    embedding_dim: int,
+    single_step: bool = False,
+    cu_seqlens: Tensor | None = None,
+    reset: Tensor | None = None,
+    cp_group: Any = None,
+    state: object = None,
+) -> tuple[Piece | None, Tensor | None]:
+    """ValueError unless x is (B, S, D), with S = 1 for a single step, cu_seqlens are borders on S, and reset is (B, S).
+
+    Returns the place of x among the pieces of cp_group, and the borders inside it; `context.enter` has the rules.
+    """
     if x.dim() != 3 or x.shape[2] != embedding_dim or (single_step and x.shape[1] != 1):
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected (B, {'1' if single_step else 'S'}, D) with D = {embedding_dim}"
         )
+    piece, cu_seqlens = context.enter(cp_group, x, cu_seqlens, {"B": x.shape[0], "D": x.shape[2]}, state or None)
     if cu_seqlens is not None:
         checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
     if reset is not None:
         checks.reset(reset, x.shape[0], x.shape[1], x.device)
+    return piece, cu_seqlens
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +77,7 @@ class ResidualBlock(nn.Module):
         backend: str | None = None,
         **layer_states: Any,
     ) -> Any:
-        """y (B, S, D), with return_last_state also the layer's state; arguments as of the layer's forward."""
+        """y (B, S, D), with return_last_state also the layer's state; arguments as in the layer's forward."""
         check_input(x, self.xlstm_norm.dim)
         y = self.xlstm(
             self.xlstm_norm(x), state, return_last_state, cu_seqlens=cu_seqlens, reset=reset, backend=backend, **layer_states
@@ -73,12 +87,28 @@ class ResidualBlock(nn.Module):
         return (y, last) if return_last_state else y
 
     def step(
-        self, x: Tensor, state: LayerState | None = None, *, backend: str | None = None, **layer_states: Any
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        in_place: bool = False,
+        backend: str | None = None,
+        **layer_states: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state.
+
+        The given state is left as it is; ``in_place`` gives it away: its memory may hold the new one, where that is faster.
+        """
         check_input(x, self.xlstm_norm.dim, single_step=True)
+        if not layer_states and block_step_cpu.usable(x) and resolve(backend, x.device) == "cpu":
+            if (whole := self._step_in_one_call(x, state or {}, in_place)) is not None:
+                return whole
         y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **layer_states)
         return self._feed_forward(x + y), last
+
+    def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
+        """The step by one native call on a CPU, equal to that by modules; None where these must be called."""
+        raise NotImplementedError
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x if self.ffn is None or self.ffn_norm is None else x + self.ffn(self.ffn_norm(x))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .. import functional
+from ..ops import block_step_cpu
 from ..states import SLSTMState, state_dtype
-from ..weights import fill_, under_autocast
+from ..weights import are_plain, fill_, under_autocast
 from .conv import CausalConv1d
 from .feedforward import FeedForwardConfig, GatedFeedForward
 from .headwise import LinearHeadwise, joint
@@ -152,6 +153,9 @@ class sLSTMCell(nn.Module):
         self.register_load_state_dict_pre_hook(_turn_cuda_layout)
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        return f"{self.config.hidden_size}, num_heads={self.config.num_heads}"
+
     @property
     def R(self) -> Tensor:
         """(4, NH, DH, DH) indexed [gate, head, out, in], a view of the parameter, or of its copy under autocast."""
@@ -233,7 +237,7 @@ def _turn_cuda_layout(cell: sLSTMCell, state_dict: dict[str, Tensor], prefix: st
 
 
 class sLSTMLayer(nn.Module):
-    """Input and output (B, S, D)."""
+    """Convolution, block-diagonal gates, the sLSTM, a norm of each head. Input and output (B, S, D)."""
 
     config_class = sLSTMLayerConfig
 
@@ -274,6 +278,7 @@ class sLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -285,12 +290,17 @@ class sLSTMLayer(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolution too.
-            backend: of xlstm_cuda.functional; None goes by device.
+            cp_group: of one rank, or None: h feeds back into the gates, so the pieces of a sequence cannot run side by side.
+            backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Differentiable, the states included; the given state is left as it is.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
+        piece, cu_seqlens = check_input(x, self.config.embedding_dim, False, cu_seqlens, reset, cp_group, state)
+        if piece is not None:
+            raise ValueError(
+                "cp_group: got one for an sLSTM block, expected None: h feeds back, so no rank can begin before the last"
+            )
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
         c = x if self.conv1d is None else silu(self.conv1d(x, before["conv_state"], cu_seqlens, reset))
         h, last = self.slstm_cell(self._gates(c, x), before["slstm_state"], backend, cu_seqlens, reset)
@@ -309,7 +319,7 @@ class sLSTMLayer(nn.Module):
         conv_state: Sequence[Tensor] | Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as of `forward`."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; arguments as in `forward`."""
         check_input(x, self.config.embedding_dim, single_step=True)
         before = layer_state(state, {"slstm_state": slstm_state, "conv_state": conv_state})
         x, inputs = x.squeeze(1), None
@@ -349,3 +359,48 @@ class sLSTMBlock(ResidualBlock):
             config.feedforward.__post_init__()
             self.ffn_norm = LayerNorm(D)
             self.ffn = GatedFeedForward(config.feedforward)
+
+    def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
+        block: Any = self._modules
+        ffn: Any
+        ffn_norm: Any
+        layer, norm, ffn, ffn_norm = block["xlstm"], block["xlstm_norm"], self.ffn, self.ffn_norm
+        parts = layer._modules
+        conv, cell, group_norm = layer.conv1d, parts["slstm_cell"], parts["group_norm"]
+        # The official layer drives the input gate by the weight named fgate, the forget gate by igate.
+        gates = [parts[name] for name in ("fgate", "igate", "zgate", "ogate")]
+        modules, kinds = [self, norm, layer, cell, group_norm, *gates], [*_PLAIN]
+        taps: Any = None
+        if conv is not None:
+            taps = conv._modules["conv"]
+            modules += conv, taps
+            kinds += CausalConv1d, nn.Conv1d
+        if ffn is not None:
+            modules += ffn_norm, ffn, *(linears := (ffn._modules["proj_up"], ffn._modules["proj_down"]))
+            kinds += LayerNorm, GatedFeedForward, nn.Linear, nn.Linear
+        if not are_plain(modules, kinds) or not state.keys() <= {"slstm_state", "conv_state"} or parts["dropout"].training:
+            return None
+        of_ffn: list[Any] = [None] * 5
+        if ffn is not None:
+            if ffn.config.act_fn != "gelu" or ffn._modules["dropout"].training:
+                return None
+            of_ffn = [ffn_norm.weight, *(weight for one in linears for weight in one._parameters.values())]
+        weights = [
+            norm.weight, *([None] * 2 if taps is None else taps._parameters.values()),
+            *[gate._parameters["weight"] for gate in gates], *cell._parameters.values(), group_norm.weight, *of_ffn,
+        ]  # fmt: skip
+        held, before, config = state.get("conv_state"), state.get("slstm_state"), self.config.slstm
+        if (before is not None and not isinstance(before, Tensor)) or (None in weights[1:3] and taps is not None):
+            return None
+        whole = block_step_cpu.slstm(
+            x, (config.embedding_dim, config.num_heads, config.conv1d_kernel_size, 0 if ffn is None else ffn.config._proj_up_dim),
+            (norm.eps, group_norm.eps, 0.0 if ffn is None else ffn_norm.eps), weights,
+            held if held is None or isinstance(held, Tensor) else held[0], before, in_place,
+        )  # fmt: skip
+        if whole is None:
+            return None
+        y, window, last = whole
+        return y, {"conv_state": None if window is None else (window,), "slstm_state": last}
+
+
+_PLAIN = [sLSTMBlock, LayerNorm, sLSTMLayer, sLSTMCell, MultiHeadLayerNorm, *[LinearHeadwise] * 4]

@@ -71,7 +71,18 @@ class xLSTMBlockStackConfig:
 
 
 class xLSTMBlockStack(nn.Module):
-    """Input and output (B, S, D), any S."""
+    """mLSTM and sLSTM blocks one after the other, and a norm. Input and output (B, S, D), any S.
+
+    Examples:
+        >>> from xlstm_cuda import mLSTMBlockConfig, sLSTMBlockConfig
+        >>> config = xLSTMBlockStackConfig(mLSTMBlockConfig(), sLSTMBlockConfig(), num_blocks=3, embedding_dim=64, slstm_at=[1])
+        >>> stack = xLSTMBlockStack(config)
+        >>> x = torch.randn(2, 100, 64)
+        >>> y, state = stack(x[:, :60], return_last_state=True)
+        >>> more = stack(x[:, 60:], state)  # the rest of the sequence
+        >>> more.shape
+        torch.Size([2, 40, 64])
+    """
 
     config_class = xLSTMBlockStackConfig
 
@@ -103,6 +114,7 @@ class xLSTMBlockStack(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """A sequence or a piece of one.
@@ -113,16 +125,19 @@ class xLSTMBlockStack(nn.Module):
             return_last_state: also return the state after the last step, in the same form.
             cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
             reset: bool (B, S); True starts that sample afresh before that step, the convolutions too.
-            backend: of xlstm_cuda.functional; None goes by device.
+            cp_group: a process group whose ranks hold contiguous pieces of S, as in functional.mlstm; mLSTM blocks alone.
+            backend: as in `xlstm_cuda.functional`; None goes by the device of the tensors.
 
         Returns:
             y (B, S, D), or (y, state). Feeding a sequence in pieces with the returned state equals feeding it whole, gradients
             included.
         """
-        check_input(x, self.config.embedding_dim, cu_seqlens=cu_seqlens, reset=reset)
+        piece, cu_seqlens = check_input(x, self.config.embedding_dim, False, cu_seqlens, reset, cp_group, state)
         before = self._check_state(state)
         last = {}
         options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
+        if piece is not None:
+            options["cp_group"] = piece
         for name, block in zip(self._names(), self.blocks):
             if return_last_state:
                 x, last[name] = block(x, before.get(name), True, **options)
@@ -132,14 +147,17 @@ class xLSTMBlockStack(nn.Module):
         return (x, last) if return_last_state else x
 
     def step(
-        self, x: Tensor, state: StackState | None = None, *, backend: str | None = None
+        self, x: Tensor, state: StackState | None = None, *, in_place: bool = False, backend: str | None = None
     ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state; the given state is left as it is."""
+        """One token, x (B, 1, D): y (B, 1, D) and the new state.
+
+        The given state is left as it is; ``in_place`` gives it away: its memory may hold the new one, where that is faster.
+        """
         check_input(x, self.config.embedding_dim, single_step=True)
         before = self._check_state(state)
         last = {}
         for name, block in zip(self._names(), self.blocks):
-            x, last[name] = block.step(x, before.get(name), backend=backend)  # type: ignore[operator]
+            x, last[name] = block.step(x, before.get(name), in_place=in_place, backend=backend)  # type: ignore[operator]
         return self.post_blocks_norm(x), last
 
     def _names(self) -> list[str]:

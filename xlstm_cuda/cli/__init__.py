@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from . import interrupts
-from .errors import CommandError, UsageError
+from .errors import CommandError, SaidElsewhere, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", 2)
     except CommandError as error:
         return _fail(f"error: {error}", 1)
+    except SaidElsewhere as error:
+        return error.code
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise

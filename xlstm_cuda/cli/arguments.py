@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file or sys.stdout)
 
     def error(self, message: str) -> NoReturn:
-        if sys.stderr is not None:
+        if sys.stderr is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # of torchrun's processes one says it
             print(f"xlstm_cuda: error: {' '.join(message.split())} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     root = _Parser(prog="python -m xlstm_cuda", description="xLSTM: train a language model, write text with it.")
     commands = root.add_subparsers(dest="command", required=True, metavar="{info,train,generate}")
     _info(commands.add_parser("info", help="versions, devices, backends with reasons, build options"))
-    _train(commands.add_parser("train", help="train a byte-level language model on a text file"))
+    _train(commands.add_parser("train", help="train a language model on text files"))
     _generate(commands.add_parser("generate", help="write text with a trained model"))
     return root
 
@@ -44,11 +45,20 @@ def _train(command: argparse.ArgumentParser) -> None:
     from .settings import DTYPES, Settings
 
     command.description = (
-        "Trains a byte-level xLSTM language model on the first nine tenths of a text; the last tenth is held out."
-        " Leaves last.pt, best.pt (checkpoints) and loss.png in the run folder."
+        "Trains an xLSTM language model, of bytes or of a tokenizer's tokens, on the first nine tenths of a text; the last tenth"
+        " is held out. Leaves last.pt, best.pt (checkpoints) and loss.png in the run folder. In several processes, of one or more"
+        " machines: torchrun --nproc-per-node N -m xlstm_cuda train ..."
     )
     files = command.add_argument_group("files")
-    files.add_argument("--data", metavar="FILE", help="text to learn, any bytes (default: the text of Python's help topics)")
+    files.add_argument(
+        "--data", metavar="FILE", nargs="+",
+        help="text to learn, any bytes, also larger than memory; several files are read as one (default: the text of Python's"
+        " help topics)",
+    )  # fmt: skip
+    files.add_argument(
+        "--tokenizer", metavar="FILE",
+        help="learn the tokens of this tokenizer.json, which pip's package tokenizers reads, instead of bytes",
+    )  # fmt: skip
     files.add_argument("--out", metavar="DIR", help="run folder (default: the next of runs/001, runs/002, ...)")
     files.add_argument(
         "--resume", action="store_true",
@@ -60,9 +70,23 @@ def _train(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     files.add_argument(
         "--sample-length", metavar="N", type=whole(0), default=400,
-        help="bytes of text to write with the trained model at the end (default: %(default)s)",
+        help="bytes or tokens to write with the trained model at the end (default: %(default)s)",
     )  # fmt: skip
     _machine(command)
+    spread = command.add_argument_group(
+        "memory and processes (they decide what fits and how sums are rounded, not what is learnt)"
+    )
+    spread.add_argument(
+        "--accumulate", metavar="N", type=whole(1, 2**16), default=1,
+        help="read the sequences of a step in N passes, which need the memory of one (default: %(default)s)",
+    )  # fmt: skip
+    spread.add_argument(
+        "--recompute", action="store_true", help="keep less for the backward pass, and compute each block's forward pass again"
+    )
+    spread.add_argument(
+        "--shard", action="store_true",
+        help="under torchrun: share weights, gradients and moments out over the processes (FSDP2), instead of all in each",
+    )  # fmt: skip
     settings = command.add_argument_group("settings (stored in the checkpoints; a resumed run keeps them)")
     for one in fields(Settings):
         shown = ",".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
@@ -113,7 +137,12 @@ def _machine(command: argparse.ArgumentParser) -> None:
         help="cpu, cuda, cuda:1, ... or auto: the GPU where the kernels run, else the CPU",
     )
     machine.add_argument("--backend", choices=BACKENDS, help="implementation of the recurrences (default: by device)")
-    machine.add_argument("--threads", metavar="N", type=whole(1, 4096), help="CPU threads (default: PyTorch's choice)")
+    machine.add_argument(
+        "--threads",
+        metavar="N",
+        type=whole(1, 4096),
+        help="CPU threads of a process (default: PyTorch's choice, under torchrun its share of them)",
+    )
 
 
 def whole(minimum: int, maximum: int = 2**62) -> Callable[[str], int]:

@@ -6,11 +6,13 @@ name holds one complete checkpoint. Loading checks the checksums in the file and
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -34,25 +36,33 @@ def serialize(content: dict[str, Any]) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replaces the file in one step.
+    """Replaces the file in one step. WriteError as of `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to inside the block, which takes the name when the block ends without an error.
 
     Raises:
         WriteError: the folder cannot be written, the disk is full, ...
     """
     aside = path.with_name(path.name + ".partial")
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
         try:
+            with open(aside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:
+        with contextlib.suppress(OSError):  # the folder that could not be written; the first error is the one to tell
             aside.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder that could not be written; the first error is the one to tell
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two ways a command ends early. Both print one line and no traceback."""
+"""The ways a command ends early. They print one line and no traceback."""
 
 from __future__ import annotations
 
@@ -9,3 +9,11 @@ class CommandError(Exception):
 
 class UsageError(Exception):
     """Options that do not go together. Exit code 2, like the errors of argparse."""
+
+
+class SaidElsewhere(Exception):
+    """Another process of the same run prints the line; this one ends with the same exit code and prints nothing."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code

@@ -1,4 +1,4 @@
-"""``python -m xlstm_cuda generate``: continues prompts, byte by byte, from recurrent states of constant size.
+"""``python -m xlstm_cuda generate``: continues prompts, token by token, from recurrent states of constant size.
 
 One prompt: the prompt and its continuation, as they come. Several (`--prompt` more than once, or `--batch-file`): JSON Lines, one
 object for each prompt in their order, ``{"prompt": ..., "text": ...}``, where text is what the prompt alone would print.
@@ -7,7 +7,6 @@ object for each prompt in their order, ``{"prompt": ..., "text": ...}``, where t
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import os
 import secrets
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import generation, xLSTMLMModel
-from . import checkpoint, runs
+from . import checkpoint, runs, tokens
 from .device import Device
 from .errors import CommandError, UsageError
+from .tokens import Coding
 from .training import check_checkpoint
 
 START = b"\n"  # what an empty prompt continues: the model predicts the first byte of a line
@@ -33,7 +32,8 @@ ROWS = 64  # prompts that are continued side by side
 def run(options: argparse.Namespace) -> None:
     """The command."""
     device = Device.choose(options.device, options.backend, options.threads)
-    model = load_model(_checkpoint_path(options.checkpoint), device)
+    path = _checkpoint_path(options.checkpoint)
+    model, coding = load_model(path, device), load_coding(path)
     seed = secrets.randbits(62) if options.seed is None else options.seed
     sampling = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=seed)
     given = options.prompt or []
@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError("--prompt: got - more than once, expected it once: standard input can be read once")
     prompts = [_standard_input() if prompt == "-" else os.fsencode(prompt) for prompt in given]
     if options.batch_file is None and len(prompts) <= 1:
-        write(model, prompts[0] if prompts else b"", options.length, device, **sampling)
+        write(model, prompts[0] if prompts else b"", options.length, device, coding, **sampling)
     else:
         lines = [] if options.batch_file is None else _lines(options.batch_file)
-        write_lines(model, prompts + lines, options.length, device, **sampling)
+        write_lines(model, prompts + lines, options.length, device, coding, **sampling)
 
 
 def _lines(path: str) -> list[bytes]:
@@ -92,14 +92,19 @@ def load_model(path: Path, device: Device) -> xLSTMLMModel:
     return model.eval()
 
 
-def stream(
-    model: xLSTMLMModel, prompts: Sequence[bytes], length: int, device: Device, **sampling: Any
-) -> Iterator[tuple[int, int]]:
-    """(row, byte) of ``length`` bytes that continue every prompt; ``sampling`` as of `generation.generate`.
+def load_coding(path: Path) -> Coding:
+    """How the text of the model in a training checkpoint becomes tokens. CommandError as in `load_model`."""
+    return tokens.of_checkpoint(checkpoint.load(path), f"checkpoint {path}")
 
-    Every byte costs one recurrent step on a state of constant size.
+
+def stream(
+    model: xLSTMLMModel, prompts: Sequence[Sequence[int]], length: int, device: Device, **sampling: Any
+) -> Iterator[tuple[int, int]]:
+    """(row, token) of ``length`` tokens that continue prompts of at least one token; ``sampling`` as in `generation.generate`.
+
+    Every token costs one recurrent step on a state of constant size.
     """
-    rows = [_tokens(prompt or START, device) for prompt in prompts]
+    rows = [torch.tensor(list(prompt), dtype=torch.int64, device=device.device) for prompt in prompts]
     with device.refusals():
         run = generation.stream(model, rows, max_new_tokens=length, backend=device.backend, **sampling)
     return _computed(run, device)
@@ -117,33 +122,46 @@ def _computed(run: Iterator[tuple[int, int]], device: Device) -> Iterator[tuple[
         raise CommandError(str(error)) from error
 
 
-def _tokens(text: bytes, device: Device) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device.device, torch.int64)
+def _continued(prompt: list[int], coding: Coding) -> list[int]:
+    """The tokens that the model reads for this prompt."""
+    return prompt or coding.encode(START) or [0]
 
 
 def write(
-    model: xLSTMLMModel, prompt: bytes, length: int, device: Device, temperature: float = TEMPERATURE, **sampling: Any
+    model: xLSTMLMModel,
+    prompt: bytes,
+    length: int,
+    device: Device,
+    coding: Coding = tokens.BYTES,
+    temperature: float = TEMPERATURE,
+    **sampling: Any,
 ) -> None:
     """Prints the prompt and its continuation as they come. Bytes that are not UTF-8 become U+FFFD, never half a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = coding.decoder()
+    read = coding.encode(prompt)
     try:
-        _print(decoder.decode(prompt))
-        for _, byte in stream(model, [prompt], length, device, temperature=temperature, **sampling):
-            _print(decoder.decode(bytes([byte])))
-        _print(decoder.decode(b"", final=True))
+        _print("".join(map(decoder.write, read)))
+        for _, token in stream(model, [_continued(read, coding)], length, device, temperature=temperature, **sampling):
+            _print(decoder.write(token))
+        _print(decoder.end())
     finally:
         _print("\n")
 
 
-def write_lines(model: xLSTMLMModel, prompts: Sequence[bytes], length: int, device: Device, seed: int, **sampling: Any) -> None:
+def write_lines(
+    model: xLSTMLMModel, prompts: Sequence[bytes], length: int, device: Device, coding: Coding, seed: int, **sampling: Any
+) -> None:
     """Prints a line of JSON for every prompt. The prompt at place p has the seed ``seed`` + p, as if it were alone."""
     for start in range(0, len(prompts), ROWS):
         group = prompts[start : start + ROWS]
-        texts = [bytearray(prompt) for prompt in group]
-        for row, byte in stream(model, group, length, device, seed=seed + start, **sampling):
-            texts[row].append(byte)
+        texts = [coding.encode(prompt) for prompt in group]
+        read = [list(_continued(text, coding)) for text in texts]
+        for row, token in stream(model, read, length, device, seed=seed + start, **sampling):
+            texts[row].append(token)
         for prompt, text in zip(group, texts):
-            _print(json.dumps({"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}) + "\n")
+            decoder = coding.decoder()
+            written = "".join(map(decoder.write, text)) + decoder.end()
+            _print(json.dumps({"prompt": prompt.decode(errors="replace"), "text": written}) + "\n")
 
 
 def _print(text: str) -> None:

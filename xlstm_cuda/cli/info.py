@@ -120,7 +120,7 @@ def _build() -> dict[str, Any]:
 
 
 def _slstm_kernels() -> dict[str, Any]:
-    """The table that csrc/slstm/choice.cpp chooses by: the first line that fits serves a head dim."""
+    """The table that csrc/slstm/choice.cu chooses by: the first line that fits serves a head dim."""
     try:
         module = native._C if hasattr(native._C, "slstm_kernel_table") else native.simt()
     except ImportError:

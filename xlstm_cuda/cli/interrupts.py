@@ -45,10 +45,15 @@ class StopRequest:
     """Inside the block the first SIGINT or SIGTERM only sets ``requested``; the loop looks there between two steps.
 
     A second signal acts at once, as outside the block.
+
+    Args:
+        to_the_end: no second signal acts, not even after an error, so that none cuts off what the process saves and says as it
+            ends. torchrun sends several, and kills what has not ended half a minute later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, to_the_end: bool = False) -> None:
         self.requested = False
+        self.to_the_end = to_the_end
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -60,11 +65,13 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        if error is None or not self.to_the_end:
+            self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if not self.to_the_end:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -12,12 +12,15 @@ from .errors import CommandError
 TRAINING, HELD_OUT, REFERENCE = "#7f9fc4", "#c0392b", "#666666"
 
 
-def loss_curve(title: str, history: dict[str, list[list[float]]], ngrams: Sequence[float], tokens_per_step: int) -> bytes:
+def loss_curve(
+    title: str, history: dict[str, list[list[float]]], ngrams: Sequence[float], tokens_per_step: int, unit: str = "bytes"
+) -> bytes:
     """A PNG: bits per byte over steps, training and held-out, with the n-gram figures as horizontal lines.
 
     Args:
         history: "training" and "held_out", each a list of [step, bits per byte].
         ngrams: held-out bits per byte of the orders 1, 2, ...
+        unit: what tokens are called.
 
     Raises:
         CommandError: matplotlib is not installed.
@@ -59,7 +62,7 @@ def loss_curve(title: str, history: dict[str, list[list[float]]], ngrams: Sequen
     to_bytes, to_steps = (lambda step: np.multiply(step, tokens_per_step)), (lambda count: np.divide(count, tokens_per_step))
     read = axes.secondary_xaxis("top", functions=(to_bytes, to_steps))
     read.xaxis.set_major_formatter(EngFormatter(sep=""))
-    read.set_xlabel("bytes read", fontsize=9)
+    read.set_xlabel(f"{unit} read", fontsize=9)
     read.tick_params(labelsize=8)
     if training or held_out:
         axes.legend(frameon=False, loc="upper right")

@@ -17,11 +17,14 @@ REDRAW_SECONDS = 0.1
 class Progress:
     """Shows step, training loss, bits per byte, tokens per second and the time left."""
 
-    def __init__(self, steps: int, first_step: int, tokens_per_step: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, steps: int, first_step: int, tokens_per_step: int, tokens_per_byte: float = 1.0, stream: TextIO | None = None
+    ) -> None:
         self.stream = stream or sys.stdout
         self.is_terminal = self.stream.isatty()
         self.steps = steps
         self.tokens_per_step = tokens_per_step
+        self.tokens_per_byte = tokens_per_byte
         self._step = first_step
         self._time = time.monotonic()
         self._shown = -math.inf
@@ -33,11 +36,11 @@ class Progress:
         return time.monotonic() - self._shown >= (REDRAW_SECONDS if self.is_terminal else PLAIN_SECONDS)
 
     def update(self, step: int, loss: float, force: bool = False) -> None:
-        """Prints where training is. ``loss`` is in nats per byte."""
+        """Prints where training is. ``loss`` is in nats per token."""
         if not force and not self.due():
             return
         self._measure(step)
-        numbers = f"loss {loss:.3f}  {loss / math.log(2):.3f} bits/byte  {self._speed()}"
+        numbers = f"loss {loss:.3f}  {loss / math.log(2) * self.tokens_per_byte:.3f} bits/byte  {self._speed()}"
         counter = f"step {step:>{len(str(self.steps))}}/{self.steps}"
         if self.is_terminal:
             width = shutil.get_terminal_size().columns - 1

@@ -40,7 +40,7 @@ class Settings:
 
     steps: int = _setting(800, "optimizer steps", minimum=1, maximum=10**9)
     batch_size: int = _setting(8, "sequences per step", minimum=1, maximum=2**16)
-    context_length: int = _setting(128, "bytes per training sequence", minimum=1, maximum=2**20)
+    context_length: int = _setting(128, "bytes, or tokens of a --tokenizer, per training sequence", minimum=1, maximum=2**20)
     embedding_dim: int = _setting(128, "width of the residual stream", minimum=1, maximum=2**16)
     num_blocks: int = _setting(4, "residual blocks", minimum=1, maximum=2**10)
     slstm_at: tuple[int, ...] = _setting(
@@ -62,7 +62,7 @@ class Settings:
         65536, "validate on at most this many bytes from the start of the held-out part", minimum=1, maximum=2**40
     )
 
-    def model_config(self) -> xLSTMLMModelConfig:
+    def model_config(self, vocab_size: int = VOCAB_SIZE) -> xLSTMLMModelConfig:
         """The model: xLSTM[a:b] with the paper's pre up-projection mLSTM and post up-projection sLSTM blocks.
 
         Raises:
@@ -76,7 +76,7 @@ class Settings:
             raise UsageError(f"--embedding-dim: got {self.embedding_dim}, expected a multiple of --num-heads {self.num_heads}")
         with option_names():
             return xLSTMLMModelConfig(
-                vocab_size=VOCAB_SIZE,
+                vocab_size=vocab_size,
                 context_length=self.context_length,
                 num_blocks=self.num_blocks,
                 embedding_dim=self.embedding_dim,

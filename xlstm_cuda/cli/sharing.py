@@ -19,9 +19,14 @@ def share_the_machine() -> None:
     """Sets what the user has not set; child processes inherit it."""
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    quota = cpu_quota()
-    if THREADS not in os.environ and quota is not None and math.ceil(quota) < _present():
-        os.environ[THREADS] = str(math.ceil(quota))
+    present, quota = _present(), cpu_quota()
+    usable = present if quota is None else min(present, math.ceil(quota))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")  # the processes that torchrun has started on this machine
+    if beside.isdecimal() and int(beside) > 1:
+        if os.environ.get(THREADS, "1") == "1":  # torchrun's own choice, which knows neither the machine nor the command
+            os.environ[THREADS] = str(max(1, usable // int(beside)))
+    elif THREADS not in os.environ and usable < present:
+        os.environ[THREADS] = str(usable)
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -1,7 +1,8 @@
-"""One call that moves an existing model: the recurrences of other packages are served by ours, in place and reversibly.
+"""One call moves an existing model here: the recurrences of another package are computed by this one, in place and reversibly.
 
-``xlstm_cuda.integrations.<name>.enable(backend=None)`` for xlstm, mlstm_kernels, flashrnn, transformers and tirex; docs/users.md
-has five lines for each. Models made before or after the call are served alike; weights, configs and pickles stay the peer's.
+The call is ``xlstm_cuda.integrations.<name>.enable(backend=None)``, for xlstm, mlstm_kernels, flashrnn, transformers and tirex;
+docs/users.md has five lines for each. It does not matter whether a model was made before or after the call. Weights, configs and
+pickles stay those of the other package.
 """
 
 from . import flashrnn, mlstm_kernels, tirex, transformers, xlstm

@@ -23,7 +23,7 @@ def every_state(x: Tensor, R: Tensor, b: Tensor, h: Tensor, state: SLSTMState | 
     """h, c, n, m after every step, (4, B, S, NH, DH), in the dtype of states; the forget gate is a sigmoid.
 
     Args:
-        x: (B, S, 4, NH, DH), R: (4, NH, DH, DH) indexed [gate, head, out, in], b: (4, NH, DH), state: as of `functional.slstm`.
+        x: (B, S, 4, NH, DH), R: (4, NH, DH, DH) indexed [gate, head, out, in], b: (4, NH, DH), state: as in `functional.slstm`.
         h: (B, S, NH, DH), its result.
 
     Differentiable once, m included, as plain PyTorch is.

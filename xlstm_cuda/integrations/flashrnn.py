@@ -20,7 +20,10 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves ``flashrnn(..., function="slstm")`` by xlstm_cuda, on any device, uncompiled. Errors as of `patch.enable`."""
+    """Computes ``flashrnn(..., function="slstm")`` with xlstm_cuda, on any device, without a compiler.
+
+    Raises what `patch.enable` raises.
+    """
     return patch.enable("flashrnn", backend, swaps)
 
 

@@ -24,9 +24,9 @@ STATE_NAMES = ("c_initial", "n_initial", "m_initial")
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves `mLSTMBackend` by xlstm_cuda and adds "xlstm_cuda" to the registries of kernels. Errors as of `patch.enable`.
+    """Computes `mLSTMBackend` with xlstm_cuda and adds the name "xlstm_cuda" to the registries of kernels.
 
-    Models made with a registered name keep it, and work, after `disable`.
+    Models that were made with this name keep it, and work, after `disable`. Raises what `patch.enable` raises.
     """
     return patch.enable("mlstm_kernels", backend, swaps)
 

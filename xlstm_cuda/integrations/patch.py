@@ -104,8 +104,18 @@ _handles: dict[str, Handle] = {}
 class Handle:
     """An integration that is switched on, also a context manager.
 
-    `disable` restores what was there, whoever else enabled it. The end of a ``with`` does so unless it was enabled before that
-    ``with``, or is by another one.
+    `disable` restores what was there, whoever else enabled it. The end of a ``with`` restores it too, unless it was enabled
+    before that ``with`` or another ``with`` is still open.
+
+    Examples:
+        >>> from xlstm_cuda import integrations
+        >>> with integrations.alias_xlstm() as handle:
+        ...     print(handle)
+        <xlstm_cuda.integrations.alias_xlstm: on, backend None>
+        >>> handle
+        <xlstm_cuda.integrations.alias_xlstm: off, backend None>
+        >>> integrations.enabled()
+        ()
     """
 
     def __init__(self, name: str, backend: str | None, find: Callable[[str | None], Sequence[Swap]]):

@@ -17,9 +17,10 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves tirex-ts and tirex-2, whichever are installed, by xlstm_cuda. Errors as of `patch.enable`.
+    """Computes the cells of tirex-ts and tirex-2, whichever are installed, with xlstm_cuda.
 
-    tirex-ts computes in bfloat16 on the CPU whatever the model's dtype; then it computes in the dtype of its input.
+    On a CPU, tirex-ts by itself computes in bfloat16 whatever the model's dtype is. With this it computes in the dtype of its
+    input. Raises what `patch.enable` raises.
     """
     return patch.enable("tirex", backend, swaps)
 

@@ -12,9 +12,9 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves the mLSTM of `xLSTMModel` and `xLSTMForCausalLM` by xlstm_cuda; generate, Trainer and caches stay transformers'.
+    """Computes the mLSTM of `xLSTMModel` and `xLSTMForCausalLM` with xlstm_cuda. generate, Trainer and caches stay transformers'.
 
-    Errors as of `patch.enable`.
+    Raises what `patch.enable` raises.
     """
     return patch.enable("transformers", backend, swaps)
 

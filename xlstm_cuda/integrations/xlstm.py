@@ -21,10 +21,10 @@ from .patch import Handle, Swap
 
 
 def enable(backend: str | None = None) -> Handle:
-    """Serves the mLSTM and sLSTM cells of `xlstm`, and `mLSTMBackend` where mlstm_kernels is installed, by xlstm_cuda.
+    """Computes the mLSTM and sLSTM cells of `xlstm` with xlstm_cuda, and `mLSTMBackend` where mlstm_kernels is installed.
 
-    sLSTM cells of backend "cuda" are then built without a compiler and run on any device. Cells that were given a function of
-    the user's, function="lstm", and clipped or cut gradients stay official. Errors as of `patch.enable`.
+    sLSTM cells of backend "cuda" are then built without a compiler and run on any device. These stay official: cells that were
+    given a function of the user's, function="lstm", and clipped or cut gradients. Raises what `patch.enable` raises.
     """
     return patch.enable("xlstm", backend, swaps)
 

@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 class mLSTM(RecurrentLayer):
     """The matrix LSTM, parallel over the sequence, with torch.nn.LSTM's contract (arXiv 2405.04517, 2.3).
 
-    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, x the layer's input at step t::
+    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, with x the layer's input at step t:
 
         q, k, v, o~ = W_ih x_t + b          i~, f~ = W_gate x_t + b_gate, one of each per head
         h~_t, state = M1-M3 of csrc/mlstm/README.md
@@ -34,21 +34,33 @@ class mLSTM(RecurrentLayer):
         normalize: False drops the normaliser of M3 and the RMS norm (only with igate="sigmoid").
         device, dtype: of the parameters.
 
-    State: MLSTMState(C (L, B, NH, DHQK, DHHV), n (L, B, NH, DHQK), m (L, B, NH)), L = num_layers * num_directions, float32
-    (float64 for float64 input), without B for unbatched input.
+    The state is MLSTMState(C (L, B, NH, DHQK, DHHV), n (L, B, NH, DHQK), m (L, B, NH)) with L = num_layers * num_directions, in
+    float32 (float64 for float64 input), without B for unbatched input.
 
-    Parameters, k the layer, with ``_reverse`` appended for the second direction:
-        weight_ih_lk (2*NH*DHQK + 2*hidden_size, features), rows q, k, v, o: N(0, 2 / (5 features)), the official small init.
-        weight_gate_lk (2*NH, features), rows i, f: zeros, as in the official package: gates start independent of the input.
-        bias_lk (2*NH*DHQK + 2*hidden_size): zeros.
-        bias_gate_lk (2*NH): input gates N(0, 0.1), forget gates spread evenly over 3..6 (official package, xLSTMBlockStack).
-            The -10 that the 7B model's input gates start at is made for deep residual stacks: in nn.LSTM's place, without a
-            residual path, it would start h below the epsilon of its norm and so the output far too small.
-        weight_norm_lk (hidden_size), absent without normalize: ones.
-    bias=False drops both biases, those of the gates too: forget gates then start at one half.
+    The parameters of layer k, with ``_reverse`` appended for the second direction:
+
+    - ``weight_ih_lk (2 * NH * DHQK + 2 * hidden_size, features)``, rows q, k, v, o: N(0, 2 / (5 features)), the official small
+      init.
+    - ``weight_gate_lk (2 * NH, features)``, rows i, f: zeros, as in the official package, so that gates start independent of the
+      input.
+    - ``bias_lk (2 * NH * DHQK + 2 * hidden_size)``: zeros.
+    - ``bias_gate_lk (2 * NH)``: input gates N(0, 0.1), forget gates spread evenly over 3 to 6 (as in the official
+      xLSTMBlockStack). The -10 at which the 7B model's input gates start is made for deep residual stacks. In nn.LSTM's place,
+      without a residual path, it would start h below the epsilon of its norm, and so make the output far too small.
+    - ``weight_norm_lk (hidden_size)``, absent with normalize=False: ones.
+
+    bias=False drops both biases, also those of the gates: forget gates then start at one half.
 
     Raises:
         TypeError, ValueError: an option that does not fit (named, with what is expected).
+
+    Examples:
+        >>> layer = mLSTM(64, 128, batch_first=True, bidirectional=True)
+        >>> output, state = layer(torch.randn(8, 100, 64))
+        >>> output.shape
+        torch.Size([8, 100, 256])
+        >>> state
+        MLSTMState(C=float32 (2, 8, 4, 32, 32), n=float32 (2, 8, 4, 32), m=float32 (2, 8, 4))
     """
 
     state_type = MLSTMState

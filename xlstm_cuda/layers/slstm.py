@@ -18,7 +18,7 @@ from .recurrent import RecurrentLayer, small_init_
 class sLSTM(RecurrentLayer):
     """The scalar LSTM with exponential gates and memory mixing per head, with torch.nn.LSTM's contract (arXiv 2405.04517, 2.2).
 
-    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, x the layer's input at step t::
+    ``output, state = layer(input, state=None)``, see `forward`. Per layer and direction, with x the layer's input at step t:
 
         i~, f~, z~, o~ = W_ih x_t + R h_{t-1} + b                   R connects the units of one head only
         h_t, state     = S1-S3 of csrc/slstm/README.md
@@ -30,20 +30,32 @@ class sLSTM(RecurrentLayer):
         forget_gate: "sigmoid" or "exp".
         device, dtype: of the parameters.
 
-    State: SLSTMState(h, c, n, m), each (num_layers * num_directions, B, NH, DH) float32 (float64 for float64 input), without
-    B for unbatched input.
+    The state is SLSTMState(h, c, n, m), each (num_layers * num_directions, B, NH, DH) in float32 (float64 for float64 input),
+    without B for unbatched input.
 
-    Parameters, k the layer, with ``_reverse`` appended for the second direction; gates in the order i, f, z, o:
-        weight_ih_lk (4*hidden_size, features): N(0, 2 / (5 features)), the official package's small init.
-        weight_hh_lk (4, NH, DH, DH), indexed [gate, head, out, in]: U(-1/sqrt(DH), 1/sqrt(DH)), torch.nn.LSTM's rule for the
-            DH units that each unit sees. The official default is zeros, for blocks whose residual path carries the signal
-            from the start; a layer in nn.LSTM's place has only its memory to carry it.
-        bias_lk (4*hidden_size), absent with bias=False: forget gates spread evenly over 3..6 in each head (the official
-            ``small_init``: memories of 20 to 400 steps), other gates 0. With forget_gate="exp", the same decay per step:
-            log sigmoid of 3..6. The official power law starts most units of a single block with a closed forget gate.
+    The parameters of layer k, with ``_reverse`` appended for the second direction; gates are in the order i, f, z, o:
+
+    - ``weight_ih_lk (4 * hidden_size, features)``: N(0, 2 / (5 features)), the official package's small init.
+    - ``weight_hh_lk (4, NH, DH, DH)``, indexed [gate, head, out, in]: uniform between -1/sqrt(DH) and 1/sqrt(DH), which is the
+      rule of torch.nn.LSTM for the DH units that each unit sees. The official default is zeros, for blocks whose residual path
+      carries the signal from the start; a layer in nn.LSTM's place has only its memory to carry it.
+    - ``bias_lk (4 * hidden_size)``, absent with bias=False: forget gates are spread evenly over 3 to 6 in each head (the official
+      ``small_init``: memories of 20 to 400 steps), other gates are 0. With forget_gate="exp" the decay per step is the same: log
+      sigmoid of 3 to 6. The official power law starts most units of a single block with a closed forget gate.
 
     Raises:
         TypeError, ValueError: an option that does not fit (named, with what is expected).
+
+    Examples:
+        >>> layer = sLSTM(64, 128, num_layers=2, batch_first=True)
+        >>> output, state = layer(torch.randn(8, 100, 64))
+        >>> output.shape
+        torch.Size([8, 100, 128])
+        >>> state
+        SLSTMState(h=float32 (2, 8, 4, 32), c=float32 (2, 8, 4, 32), n=float32 (2, 8, 4, 32), m=float32 (2, 8, 4, 32))
+        >>> token, state = layer.step(torch.randn(8, 64), state)
+        >>> token.shape
+        torch.Size([8, 128])
     """
 
     state_type = SLSTMState

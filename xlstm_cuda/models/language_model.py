@@ -38,6 +38,15 @@ class xLSTMLMModel(nn.Module):
 
     The constructor calls `reset_parameters`. (The official one leaves embedding and head at PyTorch's defaults until the training
     script calls it.)
+
+    Examples:
+        >>> from xlstm_cuda import mLSTMBlockConfig
+        >>> config = xLSTMLMModelConfig(mLSTMBlockConfig(), num_blocks=2, embedding_dim=64, vocab_size=100)
+        >>> model = xLSTMLMModel(config)
+        >>> logits, state = model(torch.randint(100, (2, 30)), return_last_state=True)  # a prompt
+        >>> logits, state = model.step(logits[:, -1:].argmax(-1), state)  # one token more
+        >>> logits.shape
+        torch.Size([2, 1, 100])
     """
 
     config_class = xLSTMLMModelConfig
@@ -74,25 +83,26 @@ class xLSTMLMModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
         logits_to_keep: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
-        """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as of `xLSTMBlockStack.forward`.
+        """Logits (B, S, vocab_size) of token ids (B, S), or (logits, state); arguments as in `xLSTMBlockStack.forward`.
 
         logits_to_keep: int64 (K,), the steps whose logits are wanted, (B, K, vocab_size); None is every step.
         """
         x = self._embed(idx)
-        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, backend=backend)
+        options: dict[str, Any] = dict(cu_seqlens=cu_seqlens, reset=reset, cp_group=cp_group, backend=backend)
         y = self.xlstm_block_stack(x, state, return_last_state, **options)
         x, last = y if return_last_state else (y, None)
         logits = self.lm_head(at_steps(x, logits_to_keep))
         return (logits, last) if return_last_state else logits
 
     def step(
-        self, idx: Tensor, state: StackState | None = None, *, backend: str | None = None
+        self, idx: Tensor, state: StackState | None = None, *, in_place: bool = False, backend: str | None = None
     ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
-        """One token: ids (B, 1) -> logits (B, 1, vocab_size) and the new state; the given state is left as it is."""
+        """One token: ids (B, 1) -> logits (B, 1, vocab_size) and the new state; ``in_place`` as of `xLSTMBlockStack.step`."""
         x = self._embed(idx, single_step=True)
-        x, last = self.xlstm_block_stack.step(x, state, backend=backend)
+        x, last = self.xlstm_block_stack.step(x, state, in_place=in_place, backend=backend)
         return self.lm_head(x), last
 
     def _embed(self, idx: Tensor, single_step: bool = False) -> Tensor:

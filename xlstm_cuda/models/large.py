@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm, silu
 
 from .. import checks, functional
+from ..ops import context
+from ..ops.context import Piece
 from .language_model import at_steps
 
 #: {block: (C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH, 1))}; None or a missing block is fresh.
@@ -110,6 +112,9 @@ class _Norm(nn.Module):
         nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, bias={self.bias is not None}, eps={self.eps}"
 
     def _widen(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.wide else x
@@ -223,21 +228,25 @@ class LargeMLSTMLayer(_Fusible):
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        piece: Piece | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, k, v, o, i, f = self._project(x)
         q, k, v = (part.unflatten(-1, (self.config.num_heads, -1)) for part in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap) for gate in (i, f))
         options: dict[str, Any] = dict(eps=self.config.eps, backend=backend)
         before = None if state is None else _ours(state, q, v, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
-        if before is not None and cu_seqlens is None and reset is None and x.shape[1] == 1:
+        if before is not None and cu_seqlens is None and reset is None and piece is None and x.shape[1] == 1:
             q, k, v, i, f = (part.squeeze(1) for part in (q, k, v, i, f))
             h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, **options)
             h = h.unsqueeze(1)
         else:
-            options |= dict(state=before, return_state=True, reset=reset, cu_seqlens=cu_seqlens)
+            options |= dict(state=before, return_state=True, reset=reset, cu_seqlens=cu_seqlens, cp_group=piece)
             h, (C, n, m) = functional.mlstm(q, k, v, i, f, **options)
         y = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h))
         return y, (C, n, m.unsqueeze(-1))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.config.num_heads}"
 
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """q, k, v, o, i, f of every step."""
@@ -275,8 +284,9 @@ class LargeBlock(nn.Module):
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        piece: Piece | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend, cu_seqlens, reset)
+        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend, cu_seqlens, reset, piece)
         x = x + y
         return x + self.ffn(self.norm_ffn(x)), last
 
@@ -296,10 +306,11 @@ class LargeBackbone(nn.Module):
         backend: str | None = None,
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
+        piece: Piece | None = None,
     ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         last = {}
         for index, block in enumerate(self.blocks):
-            x, last[index] = block(x, state.get(index), backend, cu_seqlens, reset)
+            x, last[index] = block(x, state.get(index), backend, cu_seqlens, reset, piece)
         return self.out_norm(x), last
 
 
@@ -308,6 +319,14 @@ class xLSTMLarge(nn.Module):
 
     Weights of either weight mode load into a model of either. Linear maps and the embedding start as PyTorch's own, as in the
     official package.
+
+    Examples:
+        >>> model = xLSTMLarge(xLSTMLargeConfig(embedding_dim=64, num_heads=2, num_blocks=2, vocab_size=100))
+        >>> model(torch.randint(100, (2, 30))).shape
+        torch.Size([2, 30, 100])
+        >>> tokens, state = model.generate(torch.randint(100, (2, 30)), max_length=5)
+        >>> tokens.shape
+        torch.Size([2, 5])
     """
 
     config_class = xLSTMLargeConfig
@@ -335,6 +354,7 @@ class xLSTMLarge(nn.Module):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
         logits_to_keep: Tensor | None = None,
+        cp_group: Any = None,
         backend: str | None = None,
     ) -> Any:
         """Any S; one token with a state takes the decode path. The given state is left as it is; differentiable.
@@ -342,9 +362,10 @@ class xLSTMLarge(nn.Module):
         return_last_state: (logits, state) whatever the config's `return_last_states` says.
         cu_seqlens: int32 (N+1,), borders of N sequences that lie one after the other on S; B must be 1, states have N rows.
         reset: bool (B, S); True starts that sample afresh before that step.
+        cp_group: a process group whose ranks hold contiguous pieces of S, as in functional.mlstm.
         logits_to_keep: int64 (K,), the steps whose logits are wanted, (B, K, vocab_size); None is every step.
         """
-        logits, last = self._run(x, state, backend, cu_seqlens, reset, logits_to_keep)
+        logits, last = self._run(x, state, backend, cu_seqlens, reset, logits_to_keep, cp_group)
         return (logits, last) if return_last_state or self.config.return_last_states else logits
 
     def step(
@@ -363,9 +384,11 @@ class xLSTMLarge(nn.Module):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
         logits_to_keep: Tensor | None = None,
+        cp_group: Any = None,
     ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         checks.dtype("x", checks.tensor("x", x), (torch.int64, torch.int32))
         checks.rank("x", x, "(B, S)")
+        piece, cu_seqlens = context.enter(cp_group, x, cu_seqlens, {"B": x.shape[0]}, state or None)
         if cu_seqlens is not None:
             checks.cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], x.device)
         if reset is not None:
@@ -374,7 +397,7 @@ class xLSTMLarge(nn.Module):
             raise TypeError(f"state: got {type(state).__name__}, expected a dictionary of block states")
         if unknown := set(state or {}) - set(range(self.config.num_blocks)):
             raise ValueError(f"state: got blocks {sorted(map(str, unknown))}, expected 0 to {self.config.num_blocks - 1}")
-        y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens, reset)
+        y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens, reset, piece)
         return soft_cap(self.lm_head(at_steps(y, logits_to_keep)), self.config.output_logit_soft_cap), last
 
     @torch.no_grad()

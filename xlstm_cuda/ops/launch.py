@@ -9,6 +9,7 @@ no dtype that anything here takes.)
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -161,6 +162,19 @@ class CPUCall(Call):
             return y, y.data_ptr()
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         return y, self.result(y)
+
+
+def addresses(operands: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> tuple[int, ...] | None:
+    """Of operands of a CPU call that lie as it reads them, 0 for None. None where one does not: nothing is copied here."""
+    found = []
+    for x, shape in zip(operands, shapes):
+        if x is None:
+            found.append(0)
+        elif x.dtype is dtype and x.is_cpu and x.shape == shape and x.is_contiguous() and not x.is_neg():
+            found.append(x.data_ptr())
+        else:
+            return None
+    return tuple(found)
 
 
 class KernelCall(Call):

@@ -154,7 +154,7 @@ class _Pass(KernelCall):
         self, use: str, A: Tensor, B: Tensor, X: Tensor, O: Tensor, records: Tensor, start: State | None, end: State | None,
         *, dot: Tensor | None = None, row_dots: tuple[Tensor, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """Walk `use` of csrc/mlstm/walk.cuh; start and end are (C, n) or (dC, dn), row_dots the other factor and the result."""
+        """Walk `use` of csrc/mlstm/walk/kernel.cuh; start and end are (C, n) or (dC, dn), row_dots the other factor and the result."""
         C_start, n_start = start or (None, None)
         C_end, n_end = end or (None, None)
         with_, out = row_dots or (None, None)
@@ -162,7 +162,8 @@ class _Pass(KernelCall):
         states = self.empty(segments - 1, self.N, self.NH, self.DHQK, self.DHHV)
         vectors = self.empty(segments - 1, self.N, self.NH, self.DHQK)
         self.launch(
-            "mlstm_walk", use=use, options=self.options, sequences=self.sequences, dtype=self.dtype, c=A.shape[-1], o=X.shape[-1],
+            "mlstm_walk", use=use, options=self.options, sequences=self.sequences, dtype=self.dtype,
+            contracted=A.shape[-1], outputs=X.shape[-1],
             A=self.view(A, self.element), B=self.view(B, self.element), X=self.view(X, self.element), O=self.result_view(O),
             records=self.address(records), state_start=self.address(C_start), vector_start=self.address(n_start),
             state_end=self.result(C_end), vector_end=self.result(n_end),

@@ -21,6 +21,8 @@ from .signatures import (
 _FORWARD = {torch.float32: _C.slstm_forward_cpu_float32, torch.float64: _C.slstm_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.slstm_backward_cpu_float32, torch.float64: _C.slstm_backward_cpu_float64}
 
+_RECURRENT = {torch.float32: _C.slstm_recurrent_gradient_cpu_float32, torch.float64: _C.slstm_recurrent_gradient_cpu_float64}
+
 
 def saved_shapes(B: int, S: int, NH: int, DH: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the gates (d, sf, u, w of csrc/slstm/cell.cuh) and the cells (c, n) that forward leaves for backward."""
@@ -59,7 +61,7 @@ def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = 
 
 
 def backward(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
-    """All steps, and one product per gate for dR; everything in the state's dtype."""
+    """All steps, and the product for dR; everything in the state's dtype."""
     R, h0, c0, n0, reset, cu_seqlens, gates, cells, _ = saved
     B, S, NH = gates.shape[:3]
     DH, dtype = R.shape[-1], gates.dtype
@@ -80,11 +82,23 @@ def backward(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardO
         dh0=call.result(first[0]), dc0=call.result(first[1]), dn0=call.result(first[2]), dm0=call.result(first[3]),
         threads=torch.get_num_threads(),
     )  # fmt: skip
-    dR = call.empty(4, NH, DH, DH, dtype=dtype)
+    return SLSTMGradients(dx, _recurrent_gradient(call, dx, h_prev), db_rows.sum(0), *first)
+
+
+def _recurrent_gradient(call: CPUCall, dx: Tensor, h_prev: Tensor) -> Tensor:
+    """dR (4, NH, DH, DH), the product of dx (B, S, 4, NH, DH) and h_prev (B, S, NH, DH) over all tokens."""
+    B, S, NH, DH = h_prev.shape
+    dR = call.empty(4, NH, DH, DH, dtype=dx.dtype)
+    if DH % _C.UNIT_PADDING == 0:
+        _RECURRENT[dx.dtype](
+            tokens=B * S, NH=NH, DH=DH, dx=call.result(dx), h_prev=call.result(h_prev), dR=call.result(dR),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return dR
     by_head = h_prev.view(B * S, NH, DH).transpose(0, 1)
     for gate in range(4):
         torch.bmm(dx.view(B * S, 4, NH, DH)[:, gate].permute(1, 2, 0), by_head, out=dR[gate])
-    return SLSTMGradients(dx, dR, db_rows.sum(0), *first)
+    return dR
 
 
 def _shape(

@@ -1,0 +1,1 @@
+"""Runnable examples; those that measure something are `python -m examples`."""
