@@ -88,6 +88,48 @@ def test_programs_with_states_are_saved_and_loaded(kind):
         torch.testing.assert_close(a, b)
 
 
+class Packed(nn.Module):
+    """Logits of packed documents, some of which start afresh in the middle."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.model = make(kind)
+
+    def forward(self, x: torch.Tensor, cu_seqlens: torch.Tensor, reset: torch.Tensor):
+        return self.model(x, None, True, cu_seqlens=cu_seqlens, reset=reset)[0]
+
+
+def documents(kind: str, *lengths: int) -> tuple[torch.Tensor, ...]:
+    borders = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    x = sample(kind, sum(lengths), B=1).detach()
+    return x, borders, torch.rand(1, sum(lengths)) < 0.2
+
+
+@in_float64
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [("exported", "LM"), ("exported", "Large"), ("compiled", "Large"), pytest.param("compiled", "LM", marks=pytest.mark.deep)],
+)
+def test_packed_documents_under_the_compiler(how, kind):
+    """One program for all lengths and numbers of documents from two on, with the eager outputs and gradients."""
+    model = Packed(kind)
+    first = documents(kind, 5, 1, 7)
+    if how == "compiled":
+        program = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    else:
+        S, N = torch.export.Dim("S", min=2, max=4096), torch.export.Dim("N", min=3, max=64)
+        program = torch.export.export(model, first, dynamic_shapes=({1: S}, {0: N}, {1: S})).module()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for batch in (first, documents(kind, 3, 9, 0, 20), documents(kind, 4, 4)):
+        results = []
+        for call in (model, program):
+            y = call(*batch)
+            own = weights if call is model or how == "compiled" else list(program.parameters())
+            results.append([y, *torch.autograd.grad(y.square().mean(), own)])
+        for got, expected in zip(*reversed(results), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
 def operands(cell: str, backend: str) -> tuple:
     """A function of differentiable tensors, and these."""
     device = mlstm_cases.device_of(backend)

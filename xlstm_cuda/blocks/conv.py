@@ -140,7 +140,7 @@ class CausalConv1d(nn.Module):
         if cu_seqlens is not None:
             apart, places = self._apart(x, state, cu_seqlens)
             window = torch.arange(K, device=x.device)
-            ends = cu_seqlens[1:] + K * torch.arange(len(cu_seqlens) - 1, device=x.device)
+            ends = cu_seqlens[1:] + K * torch.arange(cu_seqlens.shape[0] - 1, device=x.device)
             last = ends[:, None] + window
             return (_own(apart[0, last], None if reset is None else _parts(reset, apart.shape[1], places)[0, last]),)
         joined = pad(x, (0, 0, K, 0)) if state is None else _joined(self._before(x, state, K), x)
@@ -161,7 +161,7 @@ class CausalConv1d(nn.Module):
 
     def _apart(self, x: Tensor, state: Sequence[Tensor] | Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """N sequences on the axis of x (1, T, D), each behind the K inputs before it: (1, T + N K, D), and the T places of x."""
-        K, N, (_, T, D), device = self.kernel_size, len(cu_seqlens) - 1, x.shape, x.device
+        K, N, (_, T, D), device = self.kernel_size, cu_seqlens.shape[0] - 1, x.shape, x.device
         steps = torch.arange(T, device=device)
         sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), steps.int(), right=True).clamp(max=N - 1)
         places = steps + K * (sequence + 1)

@@ -108,7 +108,7 @@ class mLSTMCell(nn.Module):
         NH, DH = self.num_heads, self.features // self.num_heads
         i, f = self._gates(q, k, v)
         q, k, v = (x.view(B, S, NH, DH) for x in (q, k * DH**-0.5, v))
-        before = None if state is None else _without_ones(state, q, B if cu_seqlens is None else len(cu_seqlens) - 1)
+        before = None if state is None else _without_ones(state, q, B if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         h, (C, n, m) = functional.mlstm(
             q, k, v, i, f,
             state=before, return_state=True, scale=1.0, reset=reset, cu_seqlens=cu_seqlens, cp_group=cp_group, backend=backend,

@@ -194,7 +194,7 @@ class sLSTMCell(nn.Module):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x (B, S, 4, NH, DH) -> h (B, S, NH, DH) and the state (4, B, D) of h, c, n, m after the last step."""
-        before = None if state is None else _by_head(state, x, x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1)
+        before = None if state is None else _by_head(state, x, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         h, last = functional.slstm(
             x, self.R, self.b, state=before, return_state=True, reset=reset, cu_seqlens=cu_seqlens, backend=backend
         )

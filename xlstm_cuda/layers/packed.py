@@ -25,7 +25,7 @@ class SequenceOrder(NamedTuple):
 def reversal(cu_seqlens: Tensor, steps: int) -> Tensor:
     """(T,): each sequence's steps backwards; its own inverse."""
     place = torch.arange(steps, device=cu_seqlens.device)
-    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), place.int(), right=True).clamp(max=max(len(cu_seqlens) - 2, 0))
+    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), place.int(), right=True).clamp(max=max(cu_seqlens.shape[0] - 2, 0))
     return (cu_seqlens[sequence] + cu_seqlens[sequence + 1] - 1 - place) if steps else place
 
 

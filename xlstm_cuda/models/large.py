@@ -234,7 +234,7 @@ class LargeMLSTMLayer(_Fusible):
         q, k, v = (part.unflatten(-1, (self.config.num_heads, -1)) for part in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap) for gate in (i, f))
         options: dict[str, Any] = dict(eps=self.config.eps, backend=backend)
-        before = None if state is None else _ours(state, q, v, x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1)
+        before = None if state is None else _ours(state, q, v, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         if before is not None and cu_seqlens is None and reset is None and piece is None and x.shape[1] == 1:
             q, k, v, i, f = (part.squeeze(1) for part in (q, k, v, i, f))
             h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, **options)
