@@ -33,7 +33,11 @@ MUTANTS: dict[str, Bug] = {
     "barrier before the chunk removed": (WALK, "__syncthreads();  // the chunk is here; everyone has left the chunk before", ""),
     "wait removed": (WALK, "device::cp_async_wait<0>();\n    __syncthreads();", "__syncthreads();"),
     "wrong stage": (WALK, "load_rest(chunk_at(step + 1), stage ^ 1)", "load_rest(chunk_at(step + 1), stage)"),
-    "ldmatrix of X without .trans": (PRODUCT, "device::ldmatrix_x4_trans(x[state_tile]", "device::ldmatrix_x4(x[state_tile]"),
+    "ldmatrix of X without .trans": (
+        PRODUCT,
+        "device::ldmatrix_x4<device::kTransposed>(x[state_tile]",
+        "device::ldmatrix_x4(x[state_tile]",
+    ),
     "tail rows unmasked": (SHARED, "i * kRowsAtOnce < left ? 16 : 0", "16"),
     "tail records unmasked": (GATES, "real && !fresh ? row.r", "!fresh ? p.scale"),
     "states in 16 bits": (

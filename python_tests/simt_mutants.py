@@ -34,7 +34,7 @@ MUTANTS: dict[str, tuple[str, str]] = {
     "missing commit of the prefetch": ("+ kKeys, S);\n    device::cp_async_commit();", "+ kKeys, S);"),
     "prefetch into the stage in use": ("load_stage(s, stage ^ 1, k", "load_stage(s, stage, k"),
     "ldmatrix of k with lanes swapped": ("b_row = device::b_ldmatrix_row(lane)", "b_row = device::a_ldmatrix_row(lane)"),
-    "ldmatrix of v without .trans": ("ldmatrix_x4_trans", "ldmatrix_x4"),
+    "ldmatrix of v without .trans": ("ldmatrix_x4<device::kTransposed>", "ldmatrix_x4"),
     "row maximum over lanes 1 and 4": (
         "largest[r] = fmaxf(largest[r], __shfl_xor_sync(device::kAllLanes, largest[r], 2))",
         "largest[r] = fmaxf(largest[r], __shfl_xor_sync(device::kAllLanes, largest[r], 4))",

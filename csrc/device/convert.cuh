@@ -25,19 +25,15 @@ XLSTM_DEVICE __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
+namespace detail {
+XLSTM_DEVICE __nv_bfloat162 pair_of(__nv_bfloat16*, float low, float high) { return __floats2bfloat162_rn(low, high); }
+XLSTM_DEVICE __half2 pair_of(__half*, float low, float high) { return __floats2half2_rn(low, high); }
+}  // namespace detail
+
 // Two elements in one register, low half first.
 template <class T>
-XLSTM_DEVICE uint32_t pack(float low, float high);
-template <>
-XLSTM_DEVICE uint32_t pack<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  uint32_t word;
-  memcpy(&word, &pair, 4);
-  return word;
-}
-template <>
-XLSTM_DEVICE uint32_t pack<__half>(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
+XLSTM_DEVICE uint32_t pack(float low, float high) {
+  const auto pair = detail::pair_of(static_cast<T*>(nullptr), low, high);
   uint32_t word;
   memcpy(&word, &pair, 4);
   return word;

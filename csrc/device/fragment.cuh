@@ -55,7 +55,7 @@ XLSTM_DEVICE Coordinate a_ldmatrix_row(int lane) { return {lane % 16, lane / 16 
 XLSTM_DEVICE Coordinate b_ldmatrix_row(int lane) { return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8}; }
 // Two operands b, k 0-15 and k 16-31 of the same n, from a tile that stores b transposed, 8 (n) x 32 (k): ldmatrix_x4; likewise.
 XLSTM_DEVICE Coordinate b_ldmatrix_k32_row(int lane) { return {lane % 8, lane / 8 * 8}; }
-// Two operands b from a row-major 16 (k) x 16 (n) tile: ldmatrix_x4_trans; registers {0,1}, {2,3}.
+// Two operands b from a row-major 16 (k) x 16 (n) tile: ldmatrix_x4<kTransposed>; registers {0,1}, {2,3}.
 XLSTM_DEVICE Coordinate b_ldmatrix_trans_row(int lane) { return {lane % 16, lane / 16 * 8}; }
 
 }  // namespace xlstm::device

@@ -7,109 +7,93 @@
 
 namespace xlstm::device {
 
+constexpr bool kTransposed = true;
+
 // ldmatrix: lanes 8m..8m+7 pass the addresses of the rows (16 bytes, 16-byte aligned) of matrix m.
+template <bool TRANSPOSED = false>
 XLSTM_DEVICE void ldmatrix_x1(uint32_t (&r)[1], const void* row XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(shared_address(row)) : "memory");
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(shared_address(row)) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(shared_address(row)) : "memory");
 #else
-  simt::ldmatrix(r, row, 1, false, site);
+  simt::ldmatrix(r, row, 1, TRANSPOSED, site);
 #endif
 }
+template <bool TRANSPOSED = false>
 XLSTM_DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
 #else
-  simt::ldmatrix(r, row, 2, false, site);
+  simt::ldmatrix(r, row, 2, TRANSPOSED, site);
 #endif
 }
+template <bool TRANSPOSED = false>
 XLSTM_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 #else
-  simt::ldmatrix(r, row, 4, false, site);
-#endif
-}
-XLSTM_DEVICE void ldmatrix_x1_trans(uint32_t (&r)[1], const void* row XLSTM_SITE) {
-#ifdef __CUDACC__
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(shared_address(row)) : "memory");
-#else
-  simt::ldmatrix(r, row, 1, true, site);
-#endif
-}
-XLSTM_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row XLSTM_SITE) {
-#ifdef __CUDACC__
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
-#else
-  simt::ldmatrix(r, row, 2, true, site);
-#endif
-}
-XLSTM_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row XLSTM_SITE) {
-#ifdef __CUDACC__
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-#else
-  simt::ldmatrix(r, row, 4, true, site);
+  simt::ldmatrix(r, row, 4, TRANSPOSED, site);
 #endif
 }
 
 // stmatrix (sm_90): the way back.
+template <bool TRANSPOSED = false>
 XLSTM_DEVICE void stmatrix_x1(void* row, const uint32_t (&r)[1] XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(shared_address(row)), "r"(r[0]) : "memory");
+  if constexpr (TRANSPOSED)
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(shared_address(row)), "r"(r[0]) : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(shared_address(row)), "r"(r[0]) : "memory");
 #else
-  simt::stmatrix(r, row, 1, false, site);
+  simt::stmatrix(r, row, 1, TRANSPOSED, site);
 #endif
 }
+template <bool TRANSPOSED = false>
 XLSTM_DEVICE void stmatrix_x2(void* row, const uint32_t (&r)[2] XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1])
-               : "memory");
+  if constexpr (TRANSPOSED)
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1])
+                 : "memory");
 #else
-  simt::stmatrix(r, row, 2, false, site);
+  simt::stmatrix(r, row, 2, TRANSPOSED, site);
 #endif
 }
+template <bool TRANSPOSED = false>
 XLSTM_DEVICE void stmatrix_x4(void* row, const uint32_t (&r)[4] XLSTM_SITE) {
 #ifdef __CUDACC__
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]),
-               "r"(r[2]), "r"(r[3])
-               : "memory");
+  if constexpr (TRANSPOSED)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
 #else
-  simt::stmatrix(r, row, 4, false, site);
-#endif
-}
-XLSTM_DEVICE void stmatrix_x1_trans(void* row, const uint32_t (&r)[1] XLSTM_SITE) {
-#ifdef __CUDACC__
-  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(shared_address(row)), "r"(r[0]) : "memory");
-#else
-  simt::stmatrix(r, row, 1, true, site);
-#endif
-}
-XLSTM_DEVICE void stmatrix_x2_trans(void* row, const uint32_t (&r)[2] XLSTM_SITE) {
-#ifdef __CUDACC__
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1])
-               : "memory");
-#else
-  simt::stmatrix(r, row, 2, true, site);
-#endif
-}
-XLSTM_DEVICE void stmatrix_x4_trans(void* row, const uint32_t (&r)[4] XLSTM_SITE) {
-#ifdef __CUDACC__
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]),
-               "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-#else
-  simt::stmatrix(r, row, 4, true, site);
+  simt::stmatrix(r, row, 4, TRANSPOSED, site);
 #endif
 }
 

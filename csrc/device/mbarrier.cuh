@@ -49,44 +49,44 @@ XLSTM_DEVICE void mbarrier_remote_arrive(uint64_t* barrier, unsigned rank XLSTM_
 #endif
 }
 
-// Until the phase of this parity is complete. Acquires what threads and copies of this block published.
+namespace detail {
+template <bool CLUSTER_SCOPE>
 XLSTM_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity XLSTM_WAIT_SITE) {
 #ifdef __CUDACC__
   const uint32_t address = shared_address(barrier);
   wait_until([=] {
     uint32_t done;
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n}"
-        : "=r"(done)
-        : "r"(address), "r"(parity)
-        : "memory");
+    if constexpr (CLUSTER_SCOPE)
+      asm volatile(
+          "{\n.reg .pred done;\n"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, done;\n}"
+          : "=r"(done)
+          : "r"(address), "r"(parity)
+          : "memory");
+    else
+      asm volatile(
+          "{\n.reg .pred done;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, done;\n}"
+          : "=r"(done)
+          : "r"(address), "r"(parity)
+          : "memory");
     return done != 0;
   } XLSTM_FORWARD_WAIT_SITE);
 #else
-  simt::mbarrier_wait(barrier, parity, false, site);
+  simt::mbarrier_wait(barrier, parity, CLUSTER_SCOPE, site);
 #endif
 }
+}  // namespace detail
 
+// Until the phase of this parity is complete. Acquires what threads and copies of this block published.
+XLSTM_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity XLSTM_WAIT_SITE) {
+  detail::mbarrier_wait<false>(barrier, parity XLSTM_FORWARD_WAIT_SITE);
+}
 // The same with acquire at cluster scope: needed to read what other blocks stored (st.async, remote arrivals).
 XLSTM_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity XLSTM_WAIT_SITE) {
-#ifdef __CUDACC__
-  const uint32_t address = shared_address(barrier);
-  wait_until([=] {
-    uint32_t done;
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n}"
-        : "=r"(done)
-        : "r"(address), "r"(parity)
-        : "memory");
-    return done != 0;
-  } XLSTM_FORWARD_WAIT_SITE);
-#else
-  simt::mbarrier_wait(barrier, parity, true, site);
-#endif
+  detail::mbarrier_wait<true>(barrier, parity XLSTM_FORWARD_WAIT_SITE);
 }
 
 // Stores 4 or 16 bytes to the same variable in block `rank` and counts them on the same barrier there, all asynchronously.

@@ -1,27 +1,17 @@
 // vector.cuh - up to 16 bytes per access where the address allows it, element by element where it does not or at a ragged tail.
 #pragma once
+#include <type_traits>
+
 #include "device/kernel.cuh"
 
 namespace xlstm::device {
 
 namespace detail {
 template <int Bytes>
-struct Word;
-template <>
-struct Word<2> {
-  using type = uint16_t;
-};
-template <>
-struct Word<4> {
-  using type = uint32_t;
-};
-template <>
-struct Word<8> {
-  using type = uint2;
-};
-template <>
-struct Word<16> {
-  using type = uint4;
+struct Word {
+  static_assert(Bytes == 2 || Bytes == 4 || Bytes == 8 || Bytes == 16, "one access has 2, 4, 8 or 16 bytes");
+  using Small = std::conditional_t<Bytes == 2, uint16_t, uint32_t>;
+  using type = std::conditional_t<Bytes == 16, uint4, std::conditional_t<Bytes == 8, uint2, Small>>;
 };
 }  // namespace detail
 

@@ -147,6 +147,7 @@ void step(const StepParams& params, Stream stream) {
   if (params.B * params.NH == 0) return;
   const int64_t tiles = (params.DHHV + kTileColumns - 1) / kTileColumns;
   const auto config = config_of(stream, params.B * params.NH * tiles, kThreads, "B * NH");
+  require_element(params.gate_element);
   with_element(params.element, [&](auto type) {
     using Element = typename decltype(type)::type;
     const std::string name = std::string("mlstm_step<") + kElementName<Element> + ">";

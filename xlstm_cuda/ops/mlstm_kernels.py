@@ -154,7 +154,7 @@ class _Pass(KernelCall):
         self, use: str, A: Tensor, B: Tensor, X: Tensor, O: Tensor, records: Tensor, start: State | None, end: State | None,
         *, dot: Tensor | None = None, row_dots: tuple[Tensor, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """Walk `use` of csrc/mlstm/walk/kernel.cuh; start and end are (C, n) or (dC, dn), row_dots the other factor and the result."""
+        """Walk `use` of csrc/mlstm/walk; start and end are (C, n) or (dC, dn), row_dots the other factor and the result."""
         C_start, n_start = start or (None, None)
         C_end, n_end = end or (None, None)
         with_, out = row_dots or (None, None)

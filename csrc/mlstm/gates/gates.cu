@@ -11,6 +11,7 @@
 // 0 after it, w = 0 before the last one, g = 0. Blocks of totals and records: one chunk and up to 16 heads, a warp per head at a
 // time. Shared memory: the gates, 8.3 KiB at L = 64. Precision: sums and exponents in float64 (O(S) work), records in float32,
 // logarithms as pairs of float32.
+#include "common/dispatch.h"
 #include "device/math.cuh"
 #include "device/vector.cuh"
 #include "mlstm/blocks.cuh"
@@ -174,6 +175,7 @@ int64_t chunk_slots(const Sequences& s, int L) { return s.cu_seqlens ? s.S / L +
 
 void gate_scan(const GateScanParams& params, Stream stream) {
   if (params.sequences.N * params.sequences.NH == 0) return;
+  require_element(params.gate_element);
   with_chunk_length("gate scan", params.L, [&](auto L) { launch_scan<decltype(L)::value>(params, stream); });
 }
 

@@ -6,6 +6,7 @@
 //
 // Two kernels: suffix_sums (one block per sequence and head, from the end, kSpan steps at a time) and gates (one chunk and up to
 // 16 heads per block, which turns (B, NH, S) into (B, S, NH)). Sums in float64: it is O(S) work.
+#include "common/dispatch.h"
 #include "device/math.cuh"
 #include "device/vector.cuh"
 #include "mlstm/blocks.cuh"
@@ -136,6 +137,7 @@ void launch_gradients(const GateGradientParams& p, Stream stream) {
 
 void gate_gradients(const GateGradientParams& params, Stream stream) {
   if (params.sequences.N * params.sequences.NH * params.sequences.S == 0) return;
+  require_element(params.gate_element);
   with_chunk_length("gate gradients", params.L, [&](auto L) { launch_gradients<decltype(L)::value>(params, stream); });
 }
 

@@ -27,8 +27,8 @@ namespace xlstm::mlstm {
 
 template <class Sizes, class Visit>
 auto visit_everywhere(Visit&& visit) {
-  static_assert(sizeof(WalkShared<Tile<Sizes>>) <= device::kSmallSharedMemory, "fits the GPUs with the least shared memory");
-  return visit(Tile<Sizes>{});
+  static_assert(sizeof(WalkShared<WalkTile<Sizes>>) <= device::kSmallSharedMemory, "fits the GPUs with the least shared memory");
+  return visit(WalkTile<Sizes>{});
 }
 
 template <class Visit>
@@ -47,9 +47,9 @@ auto with_tile(int L, int contracted, int outputs, int shared_memory, Visit&& vi
     return visit_everywhere<std::conditional_t<USE == WalkUse::H, Short512Narrow, Short512>>(visit);
   }
   if (outputs > 64 && contracted > 64) {
-    if (contracted <= 128 && fits(Tile<Wide128>{})) return visit(Tile<Wide128>{});
-    if (contracted > 128 && fits(Tile<Wide256>{})) return visit(Tile<Wide256>{});
-    if (contracted > 128 && fits(Tile<Wide256OneStage>{})) return visit(Tile<Wide256OneStage>{});
+    if (contracted <= 128 && fits(WalkTile<Wide128>{})) return visit(WalkTile<Wide128>{});
+    if (contracted > 128 && fits(WalkTile<Wide256>{})) return visit(WalkTile<Wide256>{});
+    if (contracted > 128 && fits(WalkTile<Wide256OneStage>{})) return visit(WalkTile<Wide256OneStage>{});
   }
   return with_narrow_tile_of_64_steps(contracted, visit);
 }

@@ -81,7 +81,7 @@ constexpr Jobs kJobs64 = packed({{3, 0}, {3, 4}, {2, 0}, {1, 0}, {2, 4}, {0, 0}}
 constexpr Jobs kJobs32 = packed({{1, 0}, {1, 1}, {1, 2}, {1, 3}, {0, 0}, {0, 1}});
 
 template <class Sizes>
-struct Tile : Sizes {
+struct WalkTile : Sizes {
   using Sizes::CONTRACTED, Sizes::OUTPUTS, Sizes::L, Sizes::THREADS, Sizes::OUTPUT_WARPS, Sizes::ROW_PASSES;
   static constexpr int WARPS = THREADS / 32, CONTRACTED_WARPS = WARPS / OUTPUT_WARPS;
   // Of a warp: 16-row tiles of S^T, columns of A, 8-column tiles of O.

@@ -34,7 +34,7 @@ namespace xlstm::mlstm {
 // shared memory than launches ask for there, or all those GPUs have enough for the better tile.
 template <class Tile, class Better = typename Tile::BetterTile>
 constexpr bool kLeftOut = int(sizeof(WalkShared<Tile>)) > device::kMostSharedMemory ||
-                          int(sizeof(WalkShared<mlstm::Tile<Better>>)) <= device::kLeastSharedMemory;
+                          int(sizeof(WalkShared<WalkTile<Better>>)) <= device::kLeastSharedMemory;
 template <class Tile>
 constexpr bool kLeftOut<Tile, void> = int(sizeof(WalkShared<Tile>)) > device::kMostSharedMemory;
 

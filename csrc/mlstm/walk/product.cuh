@@ -9,7 +9,7 @@ template <class Walk>
 XLSTM_DEVICE void load_x(const WalkPlace<Walk>& place, const StagedChunk& chunk, int key_tile, typename Walk::Operand& x) {
 #pragma unroll
   for (int state_tile = 0; state_tile < Walk::Tile::STATE_TILES; ++state_tile)
-    device::ldmatrix_x4_trans(x[state_tile], place.x(chunk, key_tile * 16, state_tile * 16));
+    device::ldmatrix_x4<device::kTransposed>(x[state_tile], place.x(chunk, key_tile * 16, state_tile * 16));
 }
 
 // The tile on the diagonal takes its own copy of X (containment.cuh).

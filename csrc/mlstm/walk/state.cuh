@@ -251,7 +251,7 @@ struct WalkState {
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
       uint32_t b[4];
-      device::ldmatrix_x4_trans(b, place.contracted(chunk.b, key_tile * 16, pair * 16));
+      device::ldmatrix_x4<device::kTransposed>(b, place.contracted(chunk.b, key_tile * 16, pair * 16));
 #pragma unroll
       for (int tile = 0; tile < STATE_TILES; ++tile) {
         device::mma_m16n8k16<Element>(S[tile][2 * pair], wx[tile], {b[0], b[1]});

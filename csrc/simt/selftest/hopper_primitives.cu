@@ -1,11 +1,11 @@
 // hopper_primitives.cu - one test kernel per function of csrc/device that needs sm_90, or sm_90a for wgmma. On other
 // architectures the kernels are empty; the tests skip them there.
 #include "device/barrier.cuh"
-#include "device/bulk.cuh"
 #include "device/cluster.cuh"
+#include "device/hopper/bulk.cuh"
+#include "device/hopper/wgmma.cuh"
 #include "device/matrix.cuh"
 #include "device/mbarrier.cuh"
-#include "device/wgmma.cuh"
 #include "simt/selftest/primitives.h"
 
 namespace xlstm::selftest {
@@ -19,22 +19,12 @@ __global__ void stmatrix([[maybe_unused]] const uint32_t* in, [[maybe_unused]] u
   uint32_t r[Matrices];
   for (int m = 0; m < Matrices; ++m) r[m] = in[lane * Matrices + m];
   uint4* row = rows + 3 * (lane % (8 * Matrices));
-  if constexpr (Matrices == 1) {
-    if constexpr (Transposed)
-      device::stmatrix_x1_trans(row, r);
-    else
-      device::stmatrix_x1(row, r);
-  } else if constexpr (Matrices == 2) {
-    if constexpr (Transposed)
-      device::stmatrix_x2_trans(row, r);
-    else
-      device::stmatrix_x2(row, r);
-  } else {
-    if constexpr (Transposed)
-      device::stmatrix_x4_trans(row, r);
-    else
-      device::stmatrix_x4(row, r);
-  }
+  if constexpr (Matrices == 1)
+    device::stmatrix_x1<Transposed>(row, r);
+  else if constexpr (Matrices == 2)
+    device::stmatrix_x2<Transposed>(row, r);
+  else
+    device::stmatrix_x4<Transposed>(row, r);
   __syncwarp();
   if (lane < 8 * Matrices) reinterpret_cast<uint4*>(out)[lane] = rows[3 * lane];
 #endif

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(128) tile_kernel(const Element* q, const Eleme
 #pragma unroll
       for (int d = 0; d < D; d += 16) {
         uint32_t b[4];
-        device::ldmatrix_x4_trans(b, &s.v[stage][key + b_row.row][d + b_row.column]);
+        device::ldmatrix_x4<device::kTransposed>(b, &s.v[stage][key + b_row.row][d + b_row.column]);
         device::mma_m16n8k16<Element>(acc[d / 8], a, {b[0], b[1]});
         device::mma_m16n8k16<Element>(acc[d / 8 + 1], a, {b[2], b[3]});
       }

@@ -2,9 +2,10 @@
 // Comments with a kernel's name mark the lines that a report has to show (python_tests/test_simt_races.py reads them here).
 #include "device/async_copy.cuh"
 #include "device/barrier.cuh"
-#include "device/bulk.cuh"
 #include "device/cluster.cuh"
 #include "device/convert.cuh"
+#include "device/hopper/bulk.cuh"
+#include "device/hopper/wgmma.cuh"
 #include "device/launch.cuh"
 #include "device/matrix.cuh"
 #include "device/mbarrier.cuh"
@@ -12,7 +13,6 @@
 #include "device/reduce.cuh"
 #include "device/vector.cuh"
 #include "device/wait.cuh"
-#include "device/wgmma.cuh"
 #include "simt/selftest/primitives.h"
 
 namespace xlstm::selftest {

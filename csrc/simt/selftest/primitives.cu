@@ -150,22 +150,12 @@ __global__ void ldmatrix(const uint32_t* in, uint32_t* out, int) {  // in: Matri
   __syncwarp();
   uint32_t r[Matrices];
   const uint4* row = slots + 3 * (lane % (8 * Matrices));
-  if constexpr (Matrices == 1) {
-    if constexpr (Transposed)
-      device::ldmatrix_x1_trans(r, row);
-    else
-      device::ldmatrix_x1(r, row);
-  } else if constexpr (Matrices == 2) {
-    if constexpr (Transposed)
-      device::ldmatrix_x2_trans(r, row);
-    else
-      device::ldmatrix_x2(r, row);
-  } else {
-    if constexpr (Transposed)
-      device::ldmatrix_x4_trans(r, row);
-    else
-      device::ldmatrix_x4(r, row);
-  }
+  if constexpr (Matrices == 1)
+    device::ldmatrix_x1<Transposed>(r, row);
+  else if constexpr (Matrices == 2)
+    device::ldmatrix_x2<Transposed>(r, row);
+  else
+    device::ldmatrix_x4<Transposed>(r, row);
   for (int m = 0; m < Matrices; ++m) out[lane * Matrices + m] = r[m];
 }
 // in: a 16x16 (row-major), b 16x8, c 16x8 as float words; out: d 16x8. Fragments are filled by fragment.cuh.
@@ -230,7 +220,7 @@ __global__ void ldmatrix_product(const uint32_t* in, uint32_t* out, int n) {
   const auto at = [&](__nv_bfloat16* tile, device::Coordinate c) { return tile + c.row * kRow + c.column; };
   device::ldmatrix_x4(a, at(a_smem, device::a_ldmatrix_row(lane)));
   if (n == 0)
-    device::ldmatrix_x4_trans(b, at(b_smem, device::b_ldmatrix_trans_row(lane)));
+    device::ldmatrix_x4<device::kTransposed>(b, at(b_smem, device::b_ldmatrix_trans_row(lane)));
   else
     device::ldmatrix_x4(b, at(b_smem, device::b_ldmatrix_row(lane)));
   for (int half = 0; half < 2; ++half) {

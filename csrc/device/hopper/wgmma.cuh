@@ -11,7 +11,6 @@ XLSTM_DEVICE uint64_t matrix_descriptor(const void* p, unsigned leading_offset, 
   return uint64_t((shared_address(p) & 0x3ffffu) >> 4) | uint64_t((leading_offset & 0x3ffffu) >> 4) << 16 |
          uint64_t((stride_offset & 0x3ffffu) >> 4) << 32 | mode << 62;
 }
-XLSTM_DEVICE uint64_t advance(uint64_t descriptor, unsigned bytes) { return descriptor + (bytes >> 4); }
 
 XLSTM_DEVICE void wgmma_fence() {
 #ifdef __CUDACC__
