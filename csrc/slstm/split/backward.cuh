@@ -94,7 +94,7 @@ struct BackwardCell {
 
 template <class Product, class Exchange>
 XLSTM_DEVICE void split_pass(const KernelBackward& p, const SplitPlace& place, Product& product, Exchange& exchange) {
-  static_assert(serve_backward<Product, Exchange>(), "concept.h");
+  static_assert(std::is_empty_v<RequireBackward<Product, Exchange>>, "concept.h");
   using Element = typename Product::Element;
   constexpr int UNITS = Product::UNITS;
   const Shape& shape = p.shape;

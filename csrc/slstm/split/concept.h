@@ -51,24 +51,23 @@ struct AnySend {
   XLSTM_DEVICE void operator()(int, int, const Vector&) const {}
 };
 
-// Both are of a call on a constant object; a missing member is an error in the line that names it.
+// Of a call on a constant object; a missing member is an error in the line that names it.
 #define XLSTM_RETURNS(type, type_of_object, call) \
   static_assert(std::is_same_v<type, decltype(std::declval<const type_of_object&>().call)>, #call " returns " #type)
 
+// Instantiated by the bodies; empty but for their assertions.
 template <class Product, class Params>
-constexpr bool is_product() {
+struct RequireProduct {
   static_assert(std::is_same_v<typename Product::Params, Params>, "the product is of the other pass");
   static_assert(Product::THREADS % 32 == 0 && Product::THREADS >= kSplitRows * Product::UNITS / 2, "whole warps, all cells");
   static_assert(std::is_same_v<decltype(Product::shared_bytes(int(Product::MAX_DH))), int>, "shared_bytes(DH)");
   static_assert(std::is_constructible_v<Product, unsigned char*, const Params&, const SplitPlace&>, "Product(shared, p, place)");
-  return true;
-}
+};
 
 template <class Product, class Exchange>
-constexpr bool serve_forward() {
+struct RequireForward : RequireProduct<Product, KernelForward> {
   using Element = typename Product::Element;
   using Operand = uint4[Product::STEPS];
-  static_assert(is_product<Product, KernelForward>());
   static_assert(Product::STEP * Product::STEPS <= Product::MAX_DH, "a warp has no more steps than the head");
   static_assert(Product::THREADS >= kSplitRows * Product::UNITS, "a thread per cell");
   static_assert(std::is_same_v<decltype(Product::packet(std::declval<const float*>())), uint4>, "packet(values) returns uint4");
@@ -79,13 +78,11 @@ constexpr bool serve_forward() {
   XLSTM_RETURNS(void, Exchange, after_barrier(1, true));
   XLSTM_RETURNS(void, Exchange, publish(1, std::declval<Element>(), 0, 0, 0));
   XLSTM_RETURNS(void, Exchange, receive(std::declval<Operand&>(), 1, std::declval<const Product&>(), 0, int64_t(0)));
-  return true;
-}
+};
 
 template <class Product, class Exchange>
-constexpr bool serve_backward() {
+struct RequireBackward : RequireProduct<Product, KernelBackward> {
   using Rounded = typename Product::Rounded;
-  static_assert(is_product<Product, KernelBackward>());
   static_assert(Product::SENT <= 32, "a lane per target");
   static_assert(std::is_same_v<decltype(Product::store_dx(nullptr, 0, std::declval<const Rounded&>())), void>, "store_dx");
   XLSTM_RETURNS(int, Product, target(0));
@@ -94,8 +91,7 @@ constexpr bool serve_backward() {
   XLSTM_RETURNS(void, Exchange, after_barrier(1));
   XLSTM_RETURNS(void, Exchange, sent(1, std::declval<const Product&>(), 0));
   XLSTM_RETURNS(float2, Exchange, receive(1, 0, 0));
-  return true;
-}
+};
 #undef XLSTM_RETURNS
 
 }  // namespace xlstm::slstm

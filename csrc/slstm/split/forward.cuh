@@ -18,7 +18,7 @@ namespace xlstm::slstm {
 
 template <class Product, class Exchange>
 XLSTM_DEVICE void split_pass(const KernelForward& p, const SplitPlace& place, Product& product, Exchange& exchange) {
-  static_assert(serve_forward<Product, Exchange>(), "concept.h");
+  static_assert(std::is_empty_v<RequireForward<Product, Exchange>>, "concept.h");
   using Element = typename Product::Element;
   constexpr int UNITS = Product::UNITS, STEPS = Product::STEPS;
   const Shape& shape = p.shape;
