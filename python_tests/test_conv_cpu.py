@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from slstm_cases import ISAS
@@ -41,6 +43,27 @@ def test_conv_matches_pytorch_forward_and_backward(shape, isa):
 def test_conv_has_the_gradient_of_its_forward():
     leaves = [t.requires_grad_() for t in operands(B=2, S=5, D=3)]
     assert torch.autograd.gradcheck(_DepthwiseConv.apply, leaves)
+
+
+@pytest.mark.parametrize("K", [1, 4])
+def test_conv_in_parts_is_that_of_every_part_alone(K, isa):
+    """Forward and gradients, natively and by PyTorch's operators; a NaN of one part is not seen by another."""
+    S, borders = 30, (0, 3, 4, 17, 30)
+    x, weight, bias = (t.requires_grad_() for t in operands(B=1, S=S, D=37, K=K))
+    part = torch.cat([torch.full((1, K - 1), -1)] + [torch.full((1, b - a), a) for a, b in pairwise(borders)], 1)
+    y = _DepthwiseConv.apply(x, weight, bias, part)
+    own = x[:, K - 1 :]
+    alone = torch.cat([of_pytorch(pad(own[:, a:b], (0, 0, K - 1, 0)), weight, bias) for a, b in pairwise(borders)], 1)
+    assert torch.allclose(y, alone, atol=1e-12)
+    dy = torch.randn(1, S, 37, dtype=torch.float64)
+    expected = torch.autograd.grad(alone, (x, weight, bias), dy)
+    for create_graph in (False, True):  # natively, and by PyTorch's operators
+        got = torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True, create_graph=create_graph)
+        assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(got, expected))
+    with torch.no_grad():
+        x[0, K - 1 + 3] = torch.nan  # the one step of its part
+        again = _DepthwiseConv.apply(x, weight, bias, part)
+    assert torch.equal(again[:, :3], y[:, :3]) and torch.equal(again[:, 4:], y[:, 4:])
 
 
 def test_conv_gives_the_same_bits_with_any_number_of_threads():

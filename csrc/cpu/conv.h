@@ -1,6 +1,7 @@
 // conv.h - the blocks' causal depthwise convolution on a CPU, float and double.
 //   y_s = b + sum_j w_j x_{s+j}            x (B, S+K-1, D), w (K, D), b (D), y (B, S, D), all contiguous
 //   dx_t = sum_j w_j dy_{t-j},  dw_j = sum_{b,s} dy_s x_{s+j},  db = sum_{b,s} dy_s
+// With part (B, S+K-1) step s, whose own input is x_{s+K-1}, sees only inputs of the same part.
 #pragma once
 #include <cstdint>
 
@@ -23,25 +24,27 @@ template <typename Real>
 struct ConvForward {
   ConvShape shape;
   const Real *x = nullptr, *w = nullptr, *b = nullptr;
+  const int64_t* part = nullptr;  // or null: all of one
   Real* y = nullptr;
 };
 template <class R, typename Real>
 void read(R& r, ConvForward<Real>& p) {
   read(r, p.shape);
-  r("x", p.x)("w", p.w)("b", p.b)("y", p.y);
+  r("part", p.part)("x", p.x)("w", p.w)("b", p.b)("y", p.y);
 }
 
 template <typename Real>
 struct ConvBackward {
   ConvShape shape;
   const Real *x = nullptr, *w = nullptr, *dy = nullptr;
+  const int64_t* part = nullptr;
   Real* dx = nullptr;
   Real* sums = nullptr;  // (B, conv_tiles(S + K - 1), K + 1, D): dw_j and then db of every tile
 };
 template <class R, typename Real>
 void read(R& r, ConvBackward<Real>& p) {
   read(r, p.shape);
-  r("x", p.x)("w", p.w)("dy", p.dy)("dx", p.dx)("sums", p.sums);
+  r("part", p.part)("x", p.x)("w", p.w)("dy", p.dy)("dx", p.dx)("sums", p.sums);
 }
 
 // One step. window: the last K - 1 inputs held (zeros without any), then x. The weight is read as the parameter has it.

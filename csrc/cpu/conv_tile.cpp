@@ -13,6 +13,14 @@ void multiply_add(int64_t D, const Real* __restrict__ a, const Real* __restrict_
   for (int64_t d = 0; d < D; ++d) out[d] += a[d] * b[d];
 }
 
+// Whether step s sees its tap j.
+template <typename Pass>
+bool sees(const Pass& p, int64_t b, int64_t s, int64_t j) {
+  if (!p.part) return true;
+  const int64_t* const part = p.part + b * p.shape.padded() + s;
+  return part[j] == part[p.shape.K - 1];
+}
+
 }  // namespace
 
 namespace XLSTM_ISA {
@@ -40,7 +48,9 @@ void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int
     Real* const y = p.y + (b * S + s) * D;
     const Real* const x = p.x + (b * p.shape.padded() + s) * D;
     std::copy(p.b, p.b + D, y);
-    for (int64_t j = 0; j < K; ++j) multiply_add(D, p.w + j * D, x + j * D, y);
+    for (int64_t j = 0; j < K; ++j) {
+      if (sees(p, b, s, j)) multiply_add(D, p.w + j * D, x + j * D, y);
+    }
   }
 }
 
@@ -52,12 +62,14 @@ void conv_backward_tile(const ConvBackward<Real>& p, int64_t b, int64_t first, i
     Real* const dx = p.dx + (b * p.shape.padded() + t) * D;
     std::fill(dx, dx + D, Real(0));
     for (int64_t j = std::max<int64_t>(0, t - S + 1); j < K && j <= t; ++j) {
-      multiply_add(D, p.w + j * D, p.dy + (b * S + t - j) * D, dx);
+      if (sees(p, b, t - j, j)) multiply_add(D, p.w + j * D, p.dy + (b * S + t - j) * D, dx);
     }
     if (t >= S) continue;
     const Real* const dy = p.dy + (b * S + t) * D;
     const Real* const x = p.x + (b * p.shape.padded() + t) * D;
-    for (int64_t j = 0; j < K; ++j) multiply_add(D, dy, x + j * D, sums + j * D);
+    for (int64_t j = 0; j < K; ++j) {
+      if (sees(p, b, t, j)) multiply_add(D, dy, x + j * D, sums + j * D);
+    }
     for (int64_t d = 0; d < D; ++d) sums[K * D + d] += dy[d];
   }
 }

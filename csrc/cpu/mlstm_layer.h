@@ -93,7 +93,7 @@ struct MlstmLayerInputsBackward {
   Real* dheld = nullptr;  // (B, K - 1, I), or null
   Real *dconv_weight = nullptr, *dconv_bias = nullptr;
   Real *dq_weight = nullptr, *dk_weight = nullptr, *dv_weight = nullptr;
-  Real *dq_bias = nullptr, *dk_bias = nullptr, *dv_bias = nullptr;  // (I), written always
+  Real *dq_bias = nullptr, *dk_bias = nullptr, *dv_bias = nullptr;  // (I), or null
   Real *di_weight = nullptr, *df_weight = nullptr, *di_bias = nullptr, *df_bias = nullptr;
 };
 template <class R, typename Real>

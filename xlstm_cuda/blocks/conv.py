@@ -21,38 +21,43 @@ class _DepthwiseConv(torch.autograd.Function):
 
     On a CPU one native pass each way, otherwise K shifted multiply-adds in place, both in float32 or wider and far faster than
     torch's depthwise conv1d, which needs time on the last axis. Autograd through the same adds would write a zero-filled gradient
-    for every shift.
+    for every shift. With part, int64 (B, S+K-1), a step sees only inputs of its own part.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, part: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight, part)
+        return _convolve(x, weight, bias, part)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (dy,), (x, weight) = gradients, ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (dy,), (x, weight, part) = gradients, ctx.saved_tensors
         K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
         S, x_, w, dy = x.shape[1] - K + 1, x.to(wide), weight.to(wide), dy.to(wide)
         if conv_cpu.usable(x_, w, dy) and not torch.is_grad_enabled():
-            dx, dweight, dbias = conv_cpu.backward(dy, x_, w)
-            return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
-        dx = torch.zeros_like(x_)
+            dx, dweight, dbias = conv_cpu.backward(dy, x_, w, part)
+            return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype), None
+        dx, dtaps = torch.zeros_like(x_), []
         for j in range(K):
-            dx[:, j : j + S].addcmul_(dy, w[j])
-        dweight = torch.stack([(dy * x_[:, j : j + S]).sum((0, 1)) for j in range(K)])
-        return dx.to(x.dtype), dweight.to(weight.dtype), dy.sum((0, 1)).to(weight.dtype)
+            dx[:, j : j + S].addcmul_(_seen(dy, part, j, S), w[j])
+            dtaps.append((dy * _seen(x_[:, j : j + S], part, j, S)).sum((0, 1)))
+        return dx.to(x.dtype), torch.stack(dtaps).to(weight.dtype), dy.sum((0, 1)).to(weight.dtype), None
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+def _seen(tap: Tensor, part: Tensor | None, j: int, S: int) -> Tensor:
+    """A tap (B, S, D), zeros where it belongs to another part than its step; part (B, S+K-1)."""
+    return tap if part is None else tap.masked_fill((part[:, j : j + S] != part[:, part.shape[1] - S :]).unsqueeze(-1), 0)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Any, part: Tensor | None = None) -> Tensor:
     """The forward of `_DepthwiseConv`."""
     K, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
     S, x_, w, b = x.shape[1] - K + 1, _as(x, wide), _as(weight, wide), _as(bias, wide)
     if conv_cpu.usable(x_, w, b):
-        return _as(conv_cpu.forward(x_, w, b), x.dtype)
-    y = torch.addcmul(b, x_[:, :S], w[0])
+        return _as(conv_cpu.forward(x_, w, b, part), x.dtype)
+    y = torch.addcmul(b, _seen(x_[:, :S], part, 0, S), w[0])
     for j in range(1, K):
-        y.addcmul_(x_[:, j : j + S], w[j])
+        y.addcmul_(_seen(x_[:, j : j + S], part, j, S), w[j])
     return _as(y, x.dtype)
 
 
@@ -87,24 +92,15 @@ class CausalConv1d(nn.Module):
 
     def _convolved(self, padded: Tensor, part: Tensor | None = None) -> Tensor:
         """(B, S+K-1, D) -> (B, S, D); with ``part`` (B, S+K-1) of `_parts` a step sees only inputs of its own part."""
-        if part is not None:
-            return self._convolved_in_parts(padded, part)
-        if not is_plain(self.conv, nn.Conv1d):
-            return self._called(padded)
-        return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias)
+        if is_plain(self.conv, nn.Conv1d):
+            return _DepthwiseConv.apply(padded, self.conv.weight.squeeze(1).t(), self.conv.bias, part)
+        return self._called(padded) if part is None else self._called_in_parts(padded, part)
 
-    def _convolved_in_parts(self, padded: Tensor, part: Tensor) -> Tensor:
-        """`_convolved` by K shifted copies of the input, zeros where they belong to another part."""
-        K, S, own = self.kernel_size, padded.shape[1] - self.kernel_size + 1, part[:, self.kernel_size - 1 :]
-        taps = [padded[:, j : j + S].masked_fill((part[:, j : j + S] != own).unsqueeze(-1), 0) for j in range(K)]
-        if not is_plain(self.conv, nn.Conv1d):
-            return self.conv(torch.stack(taps, -1).flatten(0, 1)).view(padded.shape[0], S, padded.shape[2])
-        bias, wide = self.conv.bias, torch.promote_types(padded.dtype, torch.float32)
-        assert bias is not None
-        y = _as(bias, wide)
-        for tap, weight in zip(taps, self.conv.weight.squeeze(1).unbind(1)):
-            y = torch.addcmul(y, _as(tap, wide), _as(weight, wide))
-        return _as(y, padded.dtype)
+    def _called_in_parts(self, padded: Tensor, part: Tensor) -> Tensor:
+        """`_called`, every step on a window of its own, zeros where its inputs belong to another part."""
+        K, S = self.kernel_size, padded.shape[1] - self.kernel_size + 1
+        taps = [_seen(padded[:, j : j + S], part, j, S) for j in range(K)]
+        return self.conv(torch.stack(taps, -1).flatten(0, 1)).view(padded.shape[0], S, padded.shape[2])
 
     def _called(self, padded: Tensor) -> Tensor:
         """By a module in the convolution's place: padded (B, S+K-1, D) -> (B, S, D)."""

@@ -43,8 +43,11 @@ def step(x: Tensor, held: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[
     return y, window
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (B, S+K-1, D), weight (K, D), bias (D), all of one dtype -> y (B, S, D)."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor, part: Tensor | None = None) -> Tensor:
+    """x (B, S+K-1, D), weight (K, D), bias (D), all of one dtype -> y (B, S, D).
+
+    part: int64 (B, S+K-1); a step sees only inputs of its own input's part.
+    """
     B, padded, D = x.shape
     K = weight.shape[0]
     S = padded - K + 1
@@ -52,13 +55,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = x.new_empty((B, S, D))
     call = CPUCall()
     _FORWARD[x.dtype](
-        B=B, S=S, D=D, K=K, x=call.address(x, x.dtype), w=call.address(weight, x.dtype), b=call.address(bias, x.dtype),
+        B=B, S=S, D=D, K=K, part=call.address(part, torch.int64),
+        x=call.address(x, x.dtype), w=call.address(weight, x.dtype), b=call.address(bias, x.dtype),
         y=call.result(y), threads=torch.get_num_threads(),
     )  # fmt: skip
     return y
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, weight: Tensor, part: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dweight (K, D), dbias (D) from dy (B, S, D)."""
     B, padded, D = x.shape
     K = weight.shape[0]
@@ -66,7 +70,8 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Ten
     dx, sums = torch.empty_like(x), x.new_empty((B * _C.conv_tiles(padded), K + 1, D))
     call = CPUCall()
     _BACKWARD[x.dtype](
-        B=B, S=padded - K + 1, D=D, K=K, x=call.address(x, x.dtype), w=call.address(weight, x.dtype),
+        B=B, S=padded - K + 1, D=D, K=K, part=call.address(part, torch.int64),
+        x=call.address(x, x.dtype), w=call.address(weight, x.dtype),
         dy=call.address(dy, x.dtype), dx=call.result(dx), sums=call.result(sums), threads=torch.get_num_threads(),
     )  # fmt: skip
     total = sums.sum(0)
