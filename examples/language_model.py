@@ -139,10 +139,11 @@ def draw(figure: Any, results: Results) -> None:
     for name in results.contenders:
         curve(learning, thousands, results, name, "curve")
         curve(keeping, LENGTHS, results, name, "memory", marker="o", markersize=4)
-    learning.set(xlabel="thousand bytes read", ylabel="bits per byte in training", ylim=(1.8, 5))
-    keeping.set(xlabel="bytes of context", ylabel="bytes of memory to go on writing")
+    learning.set(xlabel="thousand bytes read", ylabel="bits per byte in training", ylim=(1.7, 5))
+    keeping.set(xlabel="bytes of context", ylabel="memory to go on writing")
     keeping.set_xscale("log", base=2)
     keeping.set_yscale("log")
+    keeping.set_yticks([1e3, 1e4, 1e5, 1e6, 1e7], ["1 kB", "10 kB", "100 kB", "1 MB", "10 MB"])
     keeping.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
     end_labels(keeping, LENGTHS[-1], results, results.contenders, "memory")
     end_labels(learning, thousands[-1], results, results.contenders, "curve")

@@ -1,7 +1,7 @@
 """Streaming: a glucose sensor sends a value every five minutes; after each, forecast the next 30 and 60 minutes.
 
 The model is trained on stretches of ten hours and then follows the sensor with `layer.step`, one value at a time: the same
-forecasts as one pass over the whole recording, at a constant cost and with a state of a few hundred bytes, however long it runs.
+forecasts as one pass over the whole recording, at a constant cost and with a state of about a kilobyte, however long it runs.
 Beside it persistence (no change), a linear map of the last two hours (AR), and nn.LSTM. Data: continuous glucose monitoring of
 one person, 52,281 values of 2010 (public domain), which the bokeh_sampledata package carries; the last fifth is the test.
 
@@ -161,7 +161,7 @@ def draw(figure: Any, results: Results) -> None:
     day.plot([hour + 0.5 for hour in hours], forecast, color=colour("sLSTM"), linewidth=1.8)
     day.set(xlabel="hours", ylabel="glucose, mg/dl", xlim=(0, 24))
     day.text(0.02, 0.98, "sensor", color=INK, transform=day.transAxes, va="top")
-    day.text(0.02, 0.91, "forecast of the sLSTM half an hour before", color=colour("sLSTM"), transform=day.transAxes, va="top")
+    day.text(0.02, 0.91, "forecast of the sLSTM,\nhalf an hour before", color=colour("sLSTM"), transform=day.transAxes, va="top")
     for place, name in enumerate(sorted(results.contenders, key=lambda name: -results.mean(name, "30 minutes"))):
         mean = results.mean(name, "30 minutes")
         bars.barh(place, mean, color=colour(name), height=0.7)
