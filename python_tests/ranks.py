@@ -77,12 +77,12 @@ class Ranks:
     def wait_for_step(self, folder: str, step: int) -> None:
         """Until the checkpoint in the folder has come this far."""
         path = Path(folder, checkpoint.LAST)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (path.exists() and checkpoint.load(path)["step"] >= step):
             assert time.monotonic() < deadline and all(p.is_alive() for p in self.processes), self.ends()
             time.sleep(0.01)
 
-    def ends(self, timeout: float = 120) -> list[End]:
+    def ends(self, timeout: float = 300) -> list[End]:
         """Waits for all."""
         deadline = time.monotonic() + timeout
         for process in self.processes:

@@ -18,9 +18,13 @@ from test_train import assert_one_line, assert_same
 from torch import distributed
 
 from xlstm_cuda.cli import checkpoint, main
+from xlstm_cuda.cli import distributed as distributed_module
 from xlstm_cuda.cli import training as training_module
+from xlstm_cuda.cli.device import Device
 from xlstm_cuda.cli.distributed import World
 from xlstm_cuda.cli.errors import UsageError
+from xlstm_cuda.cli.settings import Settings
+from xlstm_cuda.cli.text import Corpus, load
 from xlstm_cuda.cli.training import Layout, Training
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +131,30 @@ def test_one_process_learns_the_same_in_less_memory(alone, options):
         assert_same(saved, {**alone, "text": saved["text"]})
 
 
-def test_recompute_keeps_dropout_and_lowers_memory():
+def saved_bytes(layout: Layout) -> int:
+    """Of the tensors that a step's backward passes keep at once, weights left out."""
+    corpus = Corpus.of_bytes(*(part[:] for part in load("text.txt").split()))
+    settings = Settings(context_length=32, embedding_dim=16, num_blocks=3, num_heads=2, slstm_at=(1,), batch_size=4)
+    run = Training(settings, corpus, Device(torch.device("cpu")), layout=layout)
+    weights = {weight.data_ptr() for weight in run.model.parameters()}
+    kept = []
+
+    def keep(tensor):
+        kept.append(0 if tensor.data_ptr() in weights else tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run.train_step()
+    return sum(kept) // layout.accumulate
+
+
+def test_recompute_and_accumulate_keep_less():
+    everything = saved_bytes(Layout())
+    assert 0 < saved_bytes(Layout(recompute=True)) < 0.3 * everything
+    assert saved_bytes(Layout(accumulate=4)) < 0.3 * everything
+
+
+def test_recompute_keeps_dropout():
     options = ["--dropout", "0.2", "--steps", "3"]
     assert main(["train", *TINY, *options]) == 0
     assert main(["train", *TINY, *options, "--recompute", "--out", "again"]) == 0
@@ -334,6 +361,18 @@ def test_processes_that_differ_are_told_once(other, said):
     assert not LAST.exists()
 
 
+def _another_version(rank: int) -> None:
+    if rank == 1:
+        distributed_module.code_digest = lambda: "another"
+
+
+def test_processes_with_other_code_are_told_once():
+    said = said_once(ranks.run(2, *TINY, before=_another_version))
+    assert (
+        "the processes of this run differ in the code of xlstm_cuda: process 0 has " in said and "process 1 has another" in said
+    )
+
+
 def test_shard_outside_torchrun(capsys):
     assert main(["train", *TINY, "--shard"]) == 2
     assert_one_line(capsys.readouterr().err, "--shard: expected under torchrun: torchrun --nproc-per-node 2 -m xlstm_cuda train")
@@ -372,12 +411,12 @@ def test_ctrl_c_under_torchrun_leaves_a_checkpoint_and_how_to_continue():
     process = subprocess.Popen(
         [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not Path("run/best.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert out.count("processes 2, replicas") == 1
     (said,) = (line for line in error.splitlines() if line.startswith("xlstm_cuda: "))  # torchrun adds lines of its own
