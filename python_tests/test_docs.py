@@ -72,13 +72,6 @@ def test_readme_examples_run(code):
     exec(compile(code, "README.md", "exec"), {})
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("page", ["packing.md", "generation.md", "export.md"])
-def test_examples_of_a_page_run_one_after_the_other(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
-    assert blocks
-    exec(compile("\n".join(blocks), page, "exec"), {})
-=======
 def python_of(page: Path) -> list[str]:
     """The Python blocks of a page, also those that are indented in a list; not those below `<!-- not run: reason -->`."""
     blocks = re.findall(r"^(<!-- not run: .+ -->\n)?( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.S | re.M)
@@ -102,7 +95,6 @@ def test_examples_of_a_page_run_one_after_the_other(name):
 def test_examples_that_others_run_are_run_there(name):
     tests = (ROOT / "python_tests" / TESTED_ELSEWHERE[name]).read_text(encoding="utf-8")
     assert Path(name).name in tests and "```python" in tests
->>>>>>> main
 
 
 def test_first_example_of_the_readme_is_ten_lines():
