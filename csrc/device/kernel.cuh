@@ -59,13 +59,14 @@ using Identity = typename detail::Identity<T>::type;  // lets a macro take a typ
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Shared memory of a block, in bytes: what the smallest GPU (sm_86, sm_89, sm_120) and the largest (sm_90, sm_100) give it.
-constexpr int kSmallSharedMemory = 99 * 1024, kLargeSharedMemory = 227 * 1024;
+// Shared memory of a block, in bytes, on the smallest GPUs (sm_86, sm_89, sm_120), sm_80 and the largest (sm_90, sm_100).
+constexpr int kSmallSharedMemory = 99 * 1024, kMediumSharedMemory = 163 * 1024, kLargeSharedMemory = 227 * 1024;
 
 // The most that launches ask for where kernels were compiled for compute_<architecture>; such code leaves out the kernels that
 // need more. A cubin of sm_86 also runs on sm_87, which has more: the code decides, not the device.
 constexpr int most_shared_memory(int architecture) {
-  return architecture == 86 || architecture == 89 || architecture / 10 == 12 ? kSmallSharedMemory : kLargeSharedMemory;
+  if (architecture == 86 || architecture == 89 || architecture / 10 == 12) return kSmallSharedMemory;
+  return architecture && architecture < 90 ? kMediumSharedMemory : kLargeSharedMemory;
 }
 // For the code that is being compiled: the same, and what every GPU has that may run it (PTX may run on any later one).
 constexpr int kMostSharedMemory = most_shared_memory(XLSTM_DEVICE_ARCH / 10);
