@@ -25,13 +25,16 @@ OPS = Path(functional.__file__).parent / "ops"
 
 
 def test_only_one_place_asks_for_an_address():
-    """Tensor.data_ptr is called in ops/launch.py alone, so that nothing reads a tensor whose layout nobody checked."""
+    """Tensor.data_ptr is called in ops/launch.py alone, so that nothing reads a tensor whose layout nobody checked.
+
+    generation.py compares addresses of weights, to see that they are where its CUDA graphs read them.
+    """
     callers = {
         path.relative_to(OPS.parent).as_posix()
         for path in OPS.parent.rglob("*.py")
         if re.search(r"\bdata_ptr\b", path.read_text())
     }
-    assert callers == {"ops/launch.py"}
+    assert callers == {"ops/launch.py", "generation.py"}
 
 
 def test_every_allocation_names_its_device():
@@ -43,7 +46,7 @@ def test_every_allocation_names_its_device():
         for folder in ("ops", "layers")
         for path in sorted((package / folder).rglob("*.py"))
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if factory.search(line) and "nn.Parameter" not in line
+        if factory.search(line) and "nn.Parameter" not in line and not line.lstrip().startswith((">>>", "..."))
     ]
     assert not found, "\n".join(found)
 

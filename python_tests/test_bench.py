@@ -232,9 +232,9 @@ def test_command_stops_at_its_budget(tmp_path, capsys):
 
 @pytest.mark.skipif(not report.RESULTS.exists(), reason="bench/results is only in a checkout")
 def test_the_profile_sees_native_calls_under_their_labels():
-    run = profile.Training(
-        profile.Settings(batch_size=1, context_length=8), *[torch.zeros(4096, dtype=torch.uint8)] * 2, profile.Device(CPU)
-    )
+    content = torch.zeros(4096, dtype=torch.uint8)
+    corpus = profile.Corpus.of_bytes(content, content)
+    run = profile.Training(profile.Settings(batch_size=1, context_length=8), corpus, profile.Device(CPU))
     found = profile.shares(run.train_step, 1)
     assert found.recurrences > 0 and found.rest[profile.PASSES] > 0
     model, token = decode.default_model(CPU, torch.float32), decode.tokens(1, 1, CPU)

@@ -244,8 +244,12 @@ class _Run:
         return None if self.draws is None else self.draws.of(rows, step).to(self.device)
 
     def _steps(self, state: Any) -> _Eager:
+        options: dict[str, Any] = dict(backend=self.backend)
+        if type(self.model).step is xLSTMLMModel.step:
+            options["in_place"] = True  # the state is the run's own, from its prefill
+
         def advance(tokens: Tensor, state: Any, draws: Tensor | None) -> tuple[Tensor, Any]:
-            logits, state = self.model.step(tokens.unsqueeze(1), state, backend=self.backend)
+            logits, state = self.model.step(tokens.unsqueeze(1), state, **options)
             return self.sampler.pick(logits[:, -1], draws), state
 
         if self.graphs is None:

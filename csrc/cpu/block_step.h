@@ -20,7 +20,7 @@ struct MlstmBlockStep {
   int64_t B = 0, D = 0, I = 0, NH = 0, K = 0, width = 0, held_steps = 0;  // held_steps: K or K - 1
   const Real* x = nullptr;                                                // (B, D)
   const Real* block_norm = nullptr;                                       // (D) or null; and eps of the two norms
-  Real block_eps = 0, eps = 0;
+  Real block_eps = 0, norm_eps = 0;
   const Real *up_weight = nullptr, *up_bias = nullptr, *down_weight = nullptr, *down_bias = nullptr;
   const Real *conv_weight = nullptr, *conv_bias = nullptr;
   const Real *q_weight = nullptr, *k_weight = nullptr, *v_weight = nullptr;
@@ -36,7 +36,7 @@ struct MlstmBlockStep {
 template <class R, typename Real>
 void read(R& r, MlstmBlockStep<Real>& p) {
   r("sizes", p.B, p.D, p.I, p.NH, p.K, p.width, p.held_steps)("x", p.x);
-  r("block_norm", p.block_norm)("block_eps", p.block_eps)("eps", p.eps);
+  r("block_norm", p.block_norm)("block_eps", p.block_eps)("norm_eps", p.norm_eps);
   r("projections", p.up_weight, p.up_bias, p.down_weight, p.down_bias);
   r("weights", p.conv_weight, p.conv_bias, p.q_weight, p.k_weight, p.v_weight, p.q_bias, p.k_bias, p.v_bias, p.i_weight,
     p.f_weight, p.i_bias, p.f_bias, p.norm_weight, p.skip);
@@ -50,7 +50,7 @@ struct SlstmBlockStep {
   int64_t B = 0, D = 0, NH = 0, K = 0, F = 0, held_steps = 0;  // K = 0: no convolution
   const Real* x = nullptr;                                     // (B, D)
   const Real* block_norm = nullptr;
-  Real block_eps = 0, eps = 0, ffn_eps = 0;
+  Real block_eps = 0, norm_eps = 0, ffn_eps = 0;
   const Real *conv_weight = nullptr, *conv_bias = nullptr;
   const Real* gates[4] = {};                              // (NH, DH out, DH in) of i, f, z, o
   const Real *R = nullptr, *bias = nullptr;               // (NH, 4, DH out, DH in), (4, D)
@@ -65,7 +65,7 @@ struct SlstmBlockStep {
 template <class R, typename Real>
 void read(R& r, SlstmBlockStep<Real>& p) {
   r("sizes", p.B, p.D, p.NH, p.K, p.F, p.held_steps)("x", p.x);
-  r("block_norm", p.block_norm)("block_eps", p.block_eps)("eps", p.eps)("ffn_eps", p.ffn_eps);
+  r("block_norm", p.block_norm)("block_eps", p.block_eps)("norm_eps", p.norm_eps)("ffn_eps", p.ffn_eps);
   r("weights", p.conv_weight, p.conv_bias, p.gates[0], p.gates[1], p.gates[2], p.gates[3], p.R, p.bias, p.group_norm);
   r("feed_forward", p.ffn_norm, p.up_weight, p.up_bias, p.down_weight, p.down_bias);
   r("before", p.held, p.state)("after", p.window, p.state_last)("y", p.y);

@@ -123,7 +123,7 @@ void mlstm_block_output(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Re
   const int64_t I = p.I, DH = p.DH();
   const Real *const h = memory.h + b * I, *const c = memory.c + b * I, *const g = memory.up + (2 * b + 1) * I;
   for (int64_t head = 0; head < I; head += DH) {
-    const Moments<Real> moments(h + head, DH, p.eps);
+    const Moments<Real> moments(h + head, DH, p.norm_eps);
     for (int64_t d = head; d < head + DH; d += kLanes<Real>) {
       const Vector<Real> gate = load(g + d);
       Vector<Real> normed = moments.of(load(h + d));
@@ -170,7 +170,7 @@ void slstm_block_cell(const SlstmBlockStep<Real>& p, const SlstmBlockMemory<Real
   }
   Real* const mixed = memory.mixed + b * D;
   for (int64_t head = 0; head < NH; ++head) {
-    norm(h + head * DH, p.group_norm ? p.group_norm + head * DH : nullptr, p.eps, DH, mixed + head * DH);
+    norm(h + head * DH, p.group_norm ? p.group_norm + head * DH : nullptr, p.norm_eps, DH, mixed + head * DH);
   }
   for (int64_t d = 0; d < D; ++d) mixed[d] += p.x[b * D + d];
 }

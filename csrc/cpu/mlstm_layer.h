@@ -22,7 +22,7 @@ struct MlstmLayer {
   const Real *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;                         // (I), or null
   const Real *i_weight = nullptr, *f_weight = nullptr, *i_bias = nullptr, *f_bias = nullptr;  // (NH, 3 I), (NH)
   const Real *norm_weight = nullptr, *skip = nullptr;                                         // (I); the first may be null
-  Real k_scale = 1, eps = 0;
+  Real k_scale = 1, norm_eps = 0;
 };
 template <class R, typename Real>
 void read(R& r, MlstmLayer<Real>& p) {
@@ -31,7 +31,7 @@ void read(R& r, MlstmLayer<Real>& p) {
   r("q_weight", p.q_weight)("k_weight", p.k_weight)("v_weight", p.v_weight);
   r("q_bias", p.q_bias)("k_bias", p.k_bias)("v_bias", p.v_bias);
   r("i_weight", p.i_weight)("f_weight", p.f_weight)("i_bias", p.i_bias)("f_bias", p.f_bias);
-  r("norm_weight", p.norm_weight)("skip", p.skip)("k_scale", p.k_scale)("eps", p.eps);
+  r("norm_weight", p.norm_weight)("skip", p.skip)("k_scale", p.k_scale)("norm_eps", p.norm_eps);
 }
 
 // What a pass reads of the packed weights: the taps, and q, k, v and the gates in one direction or the other.

@@ -303,7 +303,7 @@ void run(const MlstmLayerOutput<Real>& pass, const Segment& segment, const Real*
     const Real *const h = pass.h + (segment.b * p.S + t) * I, *const g = a_of(p, segment.b, t) + I;
     Real* const y = pass.y + (segment.b * p.S + t) * I;
     for (int64_t head = 0; head < I; head += DH) {
-      const Moments<Real> moments(h + head, DH, p.eps);
+      const Moments<Real> moments(h + head, DH, p.norm_eps);
       for (int64_t d = head; d < head + DH; d += lanes) {
         const Vector<Real> x = window.convolved(p, packed, d), gate = load(g + d);
         Vector<Real> normed = moments.of(load(h + d));
@@ -331,7 +331,7 @@ void run(const MlstmLayerOutputBackward<Real>& pass, const Segment& segment, con
     const Real *const h = pass.h + token * I, *const dy = pass.dy + token * I, *const g = a_of(p, segment.b, t) + I;
     Real *const dh = pass.dh + token * I, *const dg = pass.dup + (2 * token + 1) * I;
     for (int64_t head = 0; head < I; head += DH) {
-      const Moments<Real> moments(h + head, DH, p.eps);
+      const Moments<Real> moments(h + head, DH, p.norm_eps);
       Vector<Real> sum = {}, product = {};  // of the gradient of the normed head, and with it
       for (int64_t d = head; d < head + DH; d += lanes) {
         const Vector<Real> x = window.convolved(p, packed, d), c = x * sigmoid<Real>(x);

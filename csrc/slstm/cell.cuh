@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include "device/math.cuh"
+#include "device/unreachable.cuh"
 #include "slstm/params.h"
 
 namespace xlstm::slstm {
@@ -56,11 +57,7 @@ XLSTM_DEVICE auto with_forget_gate(ForgetGate gate, Visit&& visit) {
     case ForgetGate::kExp:
       return visit(ForgetGateConstant<ForgetGate::kExp>{});
   }
-#ifdef __CUDACC__
-  __builtin_unreachable();
-#else
-  throw std::invalid_argument("slstm: a forget gate without a branch");
-#endif
+  device::unreachable("slstm: a forget gate without a branch");
 }
 inline void check_forget_gate(ForgetGate gate) {
   if (gate != ForgetGate::kSigmoid && gate != ForgetGate::kExp)

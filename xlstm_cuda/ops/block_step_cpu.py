@@ -31,17 +31,17 @@ def usable(x: Tensor) -> bool:
         torch.is_grad_enabled()
         or x.dtype not in _MLSTM
         or not x.is_cpu
-        or x.shape[0] > MOST_ROWS
         or torch.is_autocast_enabled("cpu")
         or forward_ad._current_level >= 0
         or must_dispatch(x)
+        or x.shape[0] > MOST_ROWS  # last: a compiler must not be asked, or it would compile for these sizes alone
     )
 
 
 def mlstm(
     x: Tensor,
     sizes: tuple[int, int, int, int, int],
-    eps: tuple[float, float],
+    norm_eps: tuple[float, float],
     weights: Sequence[Tensor | None],
     held: Tensor | None,
     state: Sequence[Tensor] | None,
@@ -49,7 +49,7 @@ def mlstm(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]] | None:
     """An mLSTM block: y (B, 1, D), the last inputs (B, K, I) and the official C, n, m, after x (B, 1, D).
 
-    sizes: D, I, NH, K, width. eps: of the block's norm and of the heads'. weights: norm, up, its bias, down, its bias, then
+    sizes: D, I, NH, K, width. norm_eps: of the block's norm and of the heads'. weights: norm, up, its bias, down, its bias, then
     MLSTMLayerWeights. held: the inputs before, (B, K or K-1, I), and ``state`` C, n, m; None is fresh. With ``in_place`` the
     given tensors hold the new state.
     """
@@ -71,7 +71,7 @@ def mlstm(
     last = state if own else [torch.empty_like(part) for part in state]
     y, to_y = call.like(x)
     _MLSTM[dtype](
-        sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=eps[0], eps=eps[1],
+        sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=norm_eps[0], norm_eps=norm_eps[1],
         projections=read[1:5], weights=read[5:], before=before,
         after=(call.result(window), *[call.result(part) for part in last]), y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
@@ -89,7 +89,7 @@ def _mlstm_shapes(D: int, I: int, NH: int, K: int, width: int) -> Shapes | None:
 def slstm(
     x: Tensor,
     sizes: tuple[int, int, int, int],
-    eps: tuple[float, float, float],
+    norm_eps: tuple[float, float, float],
     weights: Sequence[Tensor | None],
     held: Tensor | None,
     state: Tensor | None,
@@ -97,7 +97,7 @@ def slstm(
 ) -> tuple[Tensor, Tensor | None, Tensor] | None:
     """An sLSTM block: y (B, 1, D), the last inputs (B, K, D), None for K = 0, and the official state (4, B, D) of h, c, n, m.
 
-    sizes: D, NH, K, F. eps: of the block's norm, the heads' and the feed-forward network's. weights: the block's norm, conv
+    sizes: D, NH, K, F. norm_eps: of the block's norm, the heads' and the feed-forward network's. weights: the block's norm, conv
     weight, bias, input weights of i, f, z, o, R, b, the heads' norm; norm, up, its bias, down, its bias of the feed-forward
     network.
     """
@@ -115,8 +115,8 @@ def slstm(
     last = state if in_place and state is not None else x.new_empty((4, B, D))
     y, to_y = call.like(x)
     _SLSTM[dtype](
-        sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=eps[0], eps=eps[1], ffn_eps=eps[2],
-        weights=read[1:10], feed_forward=read[10:], before=before,
+        sizes=(B, *sizes, steps), x=call.address(x, dtype), block_norm=read[0], block_eps=norm_eps[0], norm_eps=norm_eps[1],
+        ffn_eps=norm_eps[2], weights=read[1:10], feed_forward=read[10:], before=before,
         after=(call.result(window), call.result(last)), y=to_y, threads=torch.get_num_threads(),
     )  # fmt: skip
     return y, window, last

@@ -81,7 +81,7 @@ def mlstm_layer(
     held: Tensor | None,
     state: State | None,
     cu_seqlens: Tensor | None,
-    eps: float,
+    norm_eps: float,
     return_state: bool,
 ) -> tuple[Tensor, State]:
     """(a, g) = up (B, S, 2 I) -> y (B, S, I) and the state after the last step, C (N, NH, DH, DH), n, m, empty unless asked for.
@@ -91,18 +91,18 @@ def mlstm_layer(
     C0, n0, m0 = state or (None, None, None)
     operands = up, held, C0, n0, m0, *weights
     if differentiated(*operands):
-        y, C, n, m = _MLSTMLayer.apply(cu_seqlens, eps, return_state, *operands)  # type: ignore[no-untyped-call]
+        y, C, n, m = _MLSTMLayer.apply(cu_seqlens, norm_eps, return_state, *operands)  # type: ignore[no-untyped-call]
     else:
-        y, C, n, m, _, _ = _forward(cu_seqlens, eps, return_state, *operands)
+        y, C, n, m, _, _ = _forward(cu_seqlens, norm_eps, return_state, *operands)
     return y, (C, n, m)
 
 
 class _MLSTMLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cu_seqlens: Tensor | None, eps: float, return_state: bool, *operands: Any) -> tuple[Tensor, ...]:
-        y, C, n, m, h, dot = _forward(cu_seqlens, eps, return_state, *operands)
+    def forward(ctx: Any, cu_seqlens: Tensor | None, norm_eps: float, return_state: bool, *operands: Any) -> tuple[Tensor, ...]:
+        y, C, n, m, h, dot = _forward(cu_seqlens, norm_eps, return_state, *operands)
         ctx.save_for_backward(cu_seqlens, h, dot, *operands)
-        ctx.eps = eps
+        ctx.norm_eps = norm_eps
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(m)
         return y, C, n, m
@@ -111,7 +111,7 @@ class _MLSTMLayer(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dC: Tensor | None, dn: Tensor | None, _: None) -> Any:
         cu_seqlens, h, dot, *operands = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
-            gradients = _backward(dy, dC, dn, h, dot, cu_seqlens, ctx.eps, *operands)
+            gradients = _backward(dy, dC, dn, h, dot, cu_seqlens, ctx.norm_eps, *operands)
         given = iter(differentiable_once("mlstm", [g for g in gradients if g is not None]))
         gradients = tuple(None if g is None else next(given) for g in gradients)
         return None, None, None, *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:]))
@@ -127,7 +127,7 @@ def run_pass(name: str, dtype: torch.dtype, **fields: Any) -> None:
 class _Layer:
     """One call of the passes on a layer's operands."""
 
-    def __init__(self, up: Tensor, held: Tensor | None, cu_seqlens: Tensor | None, eps: float, weights: MLSTMLayerWeights):
+    def __init__(self, up: Tensor, held: Tensor | None, cu_seqlens: Tensor | None, norm_eps: float, weights: MLSTMLayerWeights):
         self.call = CPUCall()
         self.dtype = up.dtype
         self.B, self.S, twice = up.shape
@@ -140,7 +140,7 @@ class _Layer:
             "starts": self.call.elements(None if starts is None else starts.unsqueeze(-1), torch.bool),
             "held": address(held, dtype) if K > 1 else 0,
             **{name: address(weight, dtype) for name, weight in zip(weights._fields, weights)},
-            "k_scale": (self.I // self.NH) ** -0.5, "eps": eps, "threads": torch.get_num_threads(),
+            "k_scale": (self.I // self.NH) ** -0.5, "norm_eps": norm_eps, "threads": torch.get_num_threads(),
         }  # fmt: skip
         self._alive = starts
 
@@ -170,11 +170,11 @@ def _starts(cu_seqlens: Tensor, S: int) -> Tensor:
 
 
 def _forward(
-    cu_seqlens: Tensor | None, eps: float, return_state: bool, up: Tensor, held: Tensor | None,
+    cu_seqlens: Tensor | None, norm_eps: float, return_state: bool, up: Tensor, held: Tensor | None,
     C0: Tensor | None, n0: Tensor | None, m0: Tensor | None, *weights: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """y, C, n, m, and h and s q.n for backward."""
-    layer = _Layer(up, held, cu_seqlens, eps, MLSTMLayerWeights(*weights))
+    layer = _Layer(up, held, cu_seqlens, norm_eps, MLSTMLayerWeights(*weights))
     operands = MLSTMOperands._make((*layer.inputs(), C0, n0, m0, cu_seqlens))
     h, C, n, m, dot = mlstm_cpu.forward(operands, layer.options(return_state))
     del operands  # q, k, v, before y is there
@@ -184,11 +184,11 @@ def _forward(
 
 
 def _backward(
-    dy: Tensor | None, dC: Tensor | None, dn: Tensor | None, h: Tensor, dot: Tensor, cu_seqlens: Tensor | None, eps: float,
+    dy: Tensor | None, dC: Tensor | None, dn: Tensor | None, h: Tensor, dot: Tensor, cu_seqlens: Tensor | None, norm_eps: float,
     up: Tensor, held: Tensor | None, C0: Tensor | None, n0: Tensor | None, m0: Tensor | None, *weights: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of up, held, C0, n0, m0 and the weights."""
-    layer = _Layer(up, held, cu_seqlens, eps, MLSTMLayerWeights(*weights))
+    layer = _Layer(up, held, cu_seqlens, norm_eps, MLSTMLayerWeights(*weights))
     call, dtype, I = layer.call, layer.dtype, layer.I
     address, result, empty = call.address, call.result, layer.empty
     dy = empty(layer.B, layer.S, I).zero_() if dy is None else dy
