@@ -353,8 +353,9 @@ def _by_name(options: MLSTMOptions) -> dict[str, Any]:
 def _started_afresh(k: Tensor, i: Tensor, f: Tensor, reset: Tensor, igate: str) -> tuple[Tensor, Tensor, Tensor]:
     """k, i, f with which the kernels start afresh where reset (B, S) says so, by a forget gate of -inf.
 
-    After f = -inf, m is the step's own i; after a fresh state it is max(log sigmoid(f), i), which decides in which
-    units the returned state and the floor of the normaliser count. So i becomes that m, a gauge without gradient, and k takes what i loses: exp(i - m) <= 1.
+    After f = -inf, m is the step's own i; after a fresh state it is max(log sigmoid(f), i), which decides in which units the
+    returned state and the floor of the normaliser count. So i becomes that m, a gauge without gradient, and k takes what i
+    loses: exp(i - m) <= 1.
     """
     starts = reset.unsqueeze(-1)
     i, f = (gate.to(state_dtype(k)) for gate in (i, f))
