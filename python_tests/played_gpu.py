@@ -55,7 +55,7 @@ NOT_PLAYED = {
 }
 
 CUDA = torch.device("cuda", 0)
-ADDRESSES = 1 << 32  #: numbers above are addresses: no size or stride of a test is that large
+ADDRESSES = 1 << 24  #: numbers above are addresses: no size or stride of a test is that large, and no heap begins below
 STREAM = 0  #: the executor's
 OF_EVERY_BUILD = frozenset(("version", "compiler", "fields"))  #: what every module has; the rest of the executor's are kernels
 
