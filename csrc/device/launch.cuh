@@ -77,20 +77,24 @@ inline int shared_memory_limit() {
 }
 
 // The architecture whose code runs the kernel on the current device: 86 is compute_86, as cubin (also on sm_87) or as PTX.
-// Asked once per device and kernel.
+// Asked once per device and kernel; the capability is in the key because the interpreter of PTX plays several GPUs in turn.
 inline int code_architecture(const void* kernel) {
   static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, int> known;
+  static std::map<std::tuple<int, int, const void*>, int> known;
   const OnDevice current(-1);
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current.index), "capability of the device");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, current.index), "capability of the device");
+  const std::tuple<int, int, const void*> key(current.index, 10 * major + minor, kernel);
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto at = known.find({current.index, kernel});
+  const auto at = known.find(key);
   if (at != known.end()) return at->second;
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, kernel), "the kernels of this build on the device");
   if (attributes.ptxVersion <= 0)
     throw std::runtime_error("xlstm_cuda: architecture of a kernel's code: got " + std::to_string(attributes.ptxVersion) +
                              ", expected that of its PTX, such as 90");
-  return known[{current.index, kernel}] = attributes.ptxVersion;
+  return known[key] = attributes.ptxVersion;
 }
 
 // The most shared memory that a block can have on the current device in a kernel of this code, in bytes.
