@@ -80,9 +80,9 @@ def rehearse(folder: Path) -> int:
 
 
 def build(switches: dict[str, str], build_folder: Path, *more: str) -> int:
-    """pip's exit status. Offline: no isolation, no dependencies."""
+    """pip's exit status. Offline: no isolation, no dependencies. Options of pip 22 alone, which a venv of Debian has."""
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
-    command += ["--disable-pip-version-check", "-C", f"build-dir={build_folder}", *more, "."]
+    command += ["--disable-pip-version-check", "--config-settings", f"build-dir={build_folder}", *more, "."]
     print(*(f"{name}={value}" for name, value in switches.items()), *command, flush=True)
     started = time.monotonic()
     status = subprocess.run(command, cwd=ROOT, env={**os.environ, **switches}).returncode
