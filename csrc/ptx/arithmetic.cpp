@@ -285,7 +285,7 @@ Handler decode_integer(Decoding& d) {
   if (d.opcode.rfind("mul.", 0) == 0 && d.parts.size() == 3) {
     d.widths({b, b, b});
     if (d.has("lo")) return integer_binary_of<Mul>(d.type);
-    return d.has("hi") && b >= 32 ? integer_binary_of<MulHigh>(d.type) : nullptr;
+    return d.has("hi") && b >= 16 ? integer_binary_of<MulHigh>(d.type) : nullptr;
   }
   if (!d.plain) return nullptr;
   if (d.is({"add", "sub", "div", "rem", "min", "max", "and", "or", "xor"})) {

@@ -453,6 +453,7 @@ void parse_parameters(const std::string& list, Kernel& k, Parser& parser) {
     if (w.empty() || w[0] != ".param") continue;
     size_t align = 0, size = 1;
     for (size_t n = 1; n + 1 < w.size(); ++n) {
+      if (w[n] == ".ptr") break;  // what follows is of the memory that it points to
       if (w[n] == ".align")
         align = std::stoul(w[++n]);
       else if (w[n][0] == '.')
