@@ -345,6 +345,16 @@ def test_sampler_follows_the_distribution(dtype):
     torch.testing.assert_close(sharper / 20_000, (2 * logits.float()).softmax(0), atol=0.012, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 2}, {"top_p": 1.0}], ids=str)
+def test_sampler_cuts_the_draws_where_the_distribution_says(limits, temperature):
+    """The likelier token comes first where a limit sorts, the first one otherwise; its share of the draws is its probability."""
+    share = torch.tensor([0.7, 0.3], dtype=torch.float64).log().div(temperature).softmax(0)[0]
+    draws = torch.stack((share - 1e-6, share + 1e-6))
+    logits = torch.tensor([[0.7, 0.3]], dtype=torch.float64).log().expand(2, -1)
+    assert Sampler(temperature=temperature, **limits).pick(logits, draws).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("limits", "kept"),
     [
