@@ -77,7 +77,7 @@ def test_a_contender_that_cannot_run_costs_only_its_own_line():
     assert outcome.red == []
 
 
-def test_timing_interleaves_and_gives_slow_calls_fewer_runs():
+def test_timing_interleaves_gives_slow_calls_fewer_runs_and_warms_quick_ones():
     order = []
 
     def clock(call, repeats):
@@ -86,7 +86,8 @@ def test_timing_interleaves_and_gives_slow_calls_fewer_runs():
 
     times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, clock, seconds=0.4, most=5)
     assert (times["a"].runs, times["b"].runs) == (5, 2)
-    assert order[:6] == ["a", "b", "a", "b", "a", "b"]
+    estimates, rounds = ["a", "a", "b"], [["a", "a", "b"]] * 2 + [["a", "a"]] * 3  # only a is quick: repeated, and warm first
+    assert order == [*estimates, *(name for names in rounds for name in names)]
     assert ratio(times["b"], times["a"]) == 100.0
 
 
