@@ -15,7 +15,7 @@ PANELS = {"time": "ms a call", "memory": "peak memory, MiB", "state": "bytes of 
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
-    """One picture for every group with more than one length, one of all ratios, one of shares of the roofline.
+    """One picture for every group of several lengths and otherwise equal shapes, one of all ratios, one of shares of the roofline.
 
     None without matplotlib.
     """
@@ -28,7 +28,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     drawn = []
     for suite, group in dict.fromkeys((record.suite, record.group) for record in records):
         mine = [record for record in records if (record.suite, record.group) == (suite, group)]
-        if len({record.shape["S"] for record in mine}) > 1:
+        if differ_in_length(mine):
             figure = Figure(figsize=(4.2 * len(panels(mine)), 4.2), dpi=130, layout="constrained")
             lines(figure, mine)
             drawn.append(folder / f"{suite}-{group.replace(' + ', '-').replace(' ', '-')}.png")
@@ -44,6 +44,12 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     return drawn
 
 
+def differ_in_length(records: Sequence[Record]) -> bool:
+    """Whether the shapes are of several lengths, and of nothing else: then a line over S means something."""
+    others = {tuple((axis, size) for axis, size in record.shape.items() if axis != "S") for record in records}
+    return len(others) == 1 and len({record.shape["S"] for record in records}) > 1
+
+
 def panels(records: Sequence[Record]) -> list[str]:
     held = [metric for metric in PANELS if any(record.metric == metric for record in records)]
     return [*held, "tokens/s"]
@@ -57,10 +63,13 @@ def lines(figure: Any, records: Sequence[Record]) -> None:
     for panel, one in zip(panels(records), axes):
         metric = "time" if panel == "tokens/s" else panel
         for name in names:
-            points = sorted((r.shape["S"], r) for r in records if r.contender == name and r.metric == metric)
+            points = [r for r in records if r.contender == name and r.metric == metric]
+            points.sort(key=lambda r: r.shape["S"])
             if points:
-                values = [1e3 * r.tokens / r.median if panel == "tokens/s" else r.median for _, r in points]
-                one.plot([S for S, _ in points], values, "o-", color=colours[name], label=name, linewidth=1.6, markersize=4)
+                values = [1e3 * r.tokens / r.median if panel == "tokens/s" else r.median for r in points]
+                one.plot(
+                    [r.shape["S"] for r in points], values, "o-", color=colours[name], label=name, linewidth=1.6, markersize=4
+                )
         one.set_xscale("log", base=2)
         one.set_yscale("log")
         one.set_xlabel("context length" if records[0].suite == "decode" else "sequence length S")

@@ -135,6 +135,12 @@ def test_compare_shows_what_got_slower_and_not_what_stayed_within_its_spread():
     assert "hold no measurement" in compare.report(old, [record(case="another")])
 
 
+def test_no_line_is_drawn_through_shapes_that_differ_in_more_than_their_length(tmp_path):
+    shapes = [{"B": 1, "S": 32, "NH": 4}, {"B": 8, "S": 32, "NH": 4}, {"B": 8, "S": 64, "NH": 2}]
+    found = [record(group="shapes", case=f"shape {shape}", shape=shape) for shape in shapes]
+    assert plots.draw(found, tmp_path) == []
+
+
 def test_plots_are_written(tmp_path):
     pytest.importorskip("matplotlib")
     least = {"flops": 1e6, "flops/s": 1e12, "bytes": 1e6, "bytes/s": 1e10}
