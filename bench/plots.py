@@ -15,7 +15,7 @@ PANELS = {"time": "ms a call", "memory": "peak memory, MiB", "state": "bytes of 
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
-    """One picture for every group of several lengths and otherwise equal shapes, one of all ratios, one of shares of the roofline.
+    """One picture for a group whose shapes differ in their lengths alone, one of all ratios, one of shares of the roofline.
 
     None without matplotlib.
     """
