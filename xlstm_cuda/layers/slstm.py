@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from .. import checks, functional
+from ..ops import slstm_layer_cpu
+from ..ops.slstm_layer_cpu import SLSTMLayerOperands
 from ..states import SLSTMState
 from ..weights import fill_, under_autocast
 from .recurrent import RecurrentLayer, small_init_
@@ -113,6 +115,12 @@ class sLSTM(RecurrentLayer):
     def run_sequence(
         self, x: Tensor, state: Any, cu_seqlens: Tensor | None, reset: Tensor | None, cell: str
     ) -> tuple[Tensor, SLSTMState]:
+        if cu_seqlens is None:
+            W, R, b = (getattr(self, f"{name}_{cell}", None) for name in ("weight_ih", "weight_hh", "bias"))
+            operands = SLSTMLayerOperands(x, W, R, b, *(state or (None,) * 4), reset)
+            if slstm_layer_cpu.usable(operands):
+                h, last = slstm_layer_cpu.slstm_layer(operands, self.forget_gate)
+                return h.flatten(-2), SLSTMState(*last)
         h, last = functional.slstm(
             *self._operands(x, cell),
             state=state, return_state=True, reset=reset, cu_seqlens=cu_seqlens, forget_gate=self.forget_gate,
