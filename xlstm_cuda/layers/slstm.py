@@ -116,8 +116,10 @@ class sLSTM(RecurrentLayer):
         self, x: Tensor, state: Any, cu_seqlens: Tensor | None, reset: Tensor | None, cell: str
     ) -> tuple[Tensor, SLSTMState]:
         if cu_seqlens is None:
-            W, R, b = (getattr(self, f"{name}_{cell}", None) for name in ("weight_ih", "weight_hh", "bias"))
-            operands = SLSTMLayerOperands(x, W, R, b, *(state or (None,) * 4), reset)
+            W, R = getattr(self, f"weight_ih_{cell}"), getattr(self, f"weight_hh_{cell}")
+            b = getattr(self, f"bias_{cell}") if self.bias else None
+            h0, c0, n0, m0 = state or (None,) * 4
+            operands = SLSTMLayerOperands(x, W, R, b, h0, c0, n0, m0, reset)
             if slstm_layer_cpu.usable(operands):
                 h, last = slstm_layer_cpu.slstm_layer(operands, self.forget_gate)
                 return h.flatten(-2), SLSTMState(*last)

@@ -30,25 +30,23 @@ class SLSTMLayerOperands(NamedTuple):
     W: Tensor  #: (4 H, F)
     R: Tensor  #: (4, NH, DH, DH) [gate, head, out, in]
     b: Tensor | None  #: (4 H)
-    h0: Tensor | None  #: (B, NH, DH), and so c0, n0, m0
-    c0: Tensor | None
-    n0: Tensor | None
-    m0: Tensor | None
-    reset: Tensor | None  #: bool (B, S)
+    h0: Tensor | None = None  #: (B, NH, DH), and so c0, n0, m0
+    c0: Tensor | None = None
+    n0: Tensor | None = None
+    m0: Tensor | None = None
+    reset: Tensor | None = None  #: bool (B, S)
 
 
 def usable(operands: SLSTMLayerOperands) -> bool:
     """Whether `slstm_layer` takes these operands; compilers, modes and autocast need PyTorch's operators."""
-    input, W, R, b, *state, reset = operands
+    input, W, R, b, *_ = operands
     dtype, (B, S, F), (_, NH, DH, _) = input.dtype, input.shape, R.shape
     if dtype not in _FORWARD or B * S < _FEWEST_TOKENS or F % _C.UNIT_PADDING or DH % _C.UNIT_PADDING:
         return False
-    if torch.is_autocast_enabled("cpu") or must_dispatch(input, W, R):
+    given = [one for one in operands if one is not None]
+    if torch.is_autocast_enabled("cpu") or must_dispatch(*given) or not all(one.is_cpu for one in given):
         return False
-    weights = (W, R) if b is None else (W, R, b)
-    if W.shape != (4 * NH * DH, F) or any(one.dtype is not dtype for one in weights):
-        return False
-    return all(one is None or one.is_cpu for one in operands)
+    return W.shape == (4 * NH * DH, F) and all(one is None or one.dtype is dtype for one in (W, R, b))
 
 
 def slstm_layer(operands: SLSTMLayerOperands, forget_gate: str) -> tuple[Tensor, State]:
@@ -83,7 +81,7 @@ class _SLSTMLayer(torch.autograd.Function):
 
 def _fields(call: CPUCall, operands: SLSTMLayerOperands, forget_gate: str) -> dict[str, Any]:
     """What forward and backward share."""
-    input, W, R, b, h0, c0, n0, m0, reset = operands
+    input, W, R, _, h0, c0, n0, _, reset = operands
     (B, S, F), (_, NH, DH, _), dtype = input.shape, R.shape, input.dtype
     flags = call.elements(None if reset is None else reset.unsqueeze(-1), torch.bool)
     return {
