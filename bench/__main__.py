@@ -16,6 +16,7 @@ from .environment import environment, title
 from .measure import measure
 from .progress import Progress
 from .suites import SUITES
+from .timing import keep_freed_memory
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "local"
 SECONDS = {True: 1.5, False: 6.0}  #: of samples per case, by quick
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("--device cuda: PyTorch sees no CUDA device", file=sys.stderr)
         return 2
+    keep_freed_memory()
     print(title(environment()))
     print("peers:\n  " + "\n  ".join(peers.report()) + "\n", flush=True)
 

@@ -23,6 +23,8 @@ INTRODUCTION = """# Performance
 measures on your machine.
 
 - **ms**: the median of interleaved runs; in brackets the fastest run, the slowest run, and their number.
+  Quick calls are repeated, so that the caches hold their own data, and freed memory is kept by the process, not returned to the
+  system between calls (`bench/timing.py`).
 - **ratio**: this contender's time over that of the one named, the median over the rounds of one run.
 - **roofline**: how long the work of the case would take at the rates of a matmul and of a copy on the same machine, as a share of
   the measured time (`bench/roofline.py`).

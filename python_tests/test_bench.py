@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +16,7 @@ pytest.importorskip("bench", reason="bench/ is only in a checkout")
 
 from bench import __main__ as command
 from bench import busy, compare, draw, gate, measure, memory, peers, plots, profile, records, report, roofline, table
+from bench.checkout import ROOT
 from bench.contenders import Case, Contender, Prepared, Unusable
 from bench.suites import SUITES, block, decode, mlstm, slstm
 from bench.timing import Timing, interleaved, ratio
@@ -89,6 +94,21 @@ def test_timing_interleaves_gives_slow_calls_fewer_runs_and_warms_quick_ones():
     estimates, rounds = ["a", "a", "b"], [["a", "a", "b"]] * 2 + [["a", "a"]] * 3  # only a is quick: repeated, and warm first
     assert order == [*estimates, *(name for names in rounds for name in names)]
     assert ratio(times["b"], times["a"]) == 100.0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are glibc's")
+def test_freed_memory_stays_in_the_process():
+    script = """
+import re, torch
+from bench.timing import keep_freed_memory
+keep_freed_memory()
+block = torch.empty(24 << 20, dtype=torch.uint8)  # of the heap; a map of its own goes back to the system with the block
+first, last = re.search(r"(\\w+)-(\\w+) .*\\[heap\\]", open("/proc/self/maps").read()).groups()
+print(int(first, 16) <= block.data_ptr() < int(last, 16))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    assert run.stdout.strip() == "True"
 
 
 def test_ratio_is_of_the_same_rounds():

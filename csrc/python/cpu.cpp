@@ -41,7 +41,17 @@ void bind_launchers(py::module_& m, const std::string& type) {  // qualified, or
   python::bind(m, "conv_backward_cpu_" + type, &conv_backward<Real>);
 }
 
-void bind_gate_math(py::module_& m) {
+}  // namespace
+
+void bind_cpu(py::module_& m) {
+  m.attr("UNIT_PADDING") = kUnitPadding;
+  m.def("cpu_isas", &supported_isas, "instruction sets of the CPU backend that this CPU can run");
+  m.def("cpu_isa", [] { return isa_name(selected_isa()); }, "the instruction set in use");
+  m.def("select_cpu_isa", &select_isa, "for tests: use this one; '' returns to the default");
+  m.attr("MOST_TAPS") = kMostTaps;
+  m.def("conv_tiles", &conv_tiles, "tiles that conv_backward_cpu keeps sums of");
+  bind_launchers<float>(m, "float32");
+  bind_launchers<double>(m, "float64");
   py::enum_<GateFunction>(m, "GateFunction")
       .value("exp2", GateFunction::kExp2)
       .value("log2", GateFunction::kLog2)
@@ -55,20 +65,6 @@ void bind_gate_math(py::module_& m) {
         XLSTM_OF_ISA(gate_math)(function, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), count);
       },
       "for tests: a function of csrc/device/math.cuh over float32 arrays");
-}
-
-}  // namespace
-
-void bind_cpu(py::module_& m) {
-  m.attr("UNIT_PADDING") = kUnitPadding;
-  m.def("cpu_isas", &supported_isas, "instruction sets of the CPU backend that this CPU can run");
-  m.def("cpu_isa", [] { return isa_name(selected_isa()); }, "the instruction set in use");
-  m.def("select_cpu_isa", &select_isa, "for tests: use this one; '' returns to the default");
-  m.attr("MOST_TAPS") = kMostTaps;
-  m.def("conv_tiles", &conv_tiles, "tiles that conv_backward_cpu keeps sums of");
-  bind_launchers<float>(m, "float32");
-  bind_launchers<double>(m, "float64");
-  bind_gate_math(m);
 }
 
 }  // namespace xlstm::python

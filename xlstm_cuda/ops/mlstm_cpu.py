@@ -71,9 +71,7 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
         di=call.result_elements(di), df=call.result_elements(df),
         dC0=call.result(dC0), dn0=call.result(dn0), dm0=call.result(dm0),
     )  # fmt: skip
-    if i.dtype is not dtype or f.dtype is not dtype:
-        di, df = di.to(i.dtype), df.to(f.dtype)
-    return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)
+    return MLSTMGradients(dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0)
 
 
 def _gradients_of_nothing(incoming: MLSTMIncoming, operands: MLSTMOperands) -> MLSTMGradients:

@@ -39,12 +39,12 @@ class SLSTMLayerOperands(NamedTuple):
 
 def usable(operands: SLSTMLayerOperands) -> bool:
     """Whether `slstm_layer` takes these operands; compilers, modes and autocast need PyTorch's operators."""
+    given = [one for one in operands if one is not None]
+    if must_dispatch(*given) or torch.is_autocast_enabled("cpu") or not all(one.is_cpu for one in given):
+        return False
     input, W, R, b, *_ = operands
     dtype, (B, S, F), (_, NH, DH, _) = input.dtype, input.shape, R.shape
     if dtype not in _FORWARD or B * S < _FEWEST_TOKENS or F % _C.UNIT_PADDING or DH % _C.UNIT_PADDING:
-        return False
-    given = [one for one in operands if one is not None]
-    if torch.is_autocast_enabled("cpu") or must_dispatch(*given) or not all(one.is_cpu for one in given):
         return False
     return W.shape == (4 * NH * DH, F) and all(one is None or one.dtype is dtype for one in (W, R, b))
 
