@@ -11,14 +11,8 @@ from tolerances import SLSTM_GRAD, SLSTM_H
 from torch import Tensor
 
 from xlstm_cuda import functional
-from xlstm_cuda.native import _C
 
 NAMES = ("h", "h_last", "c_last", "n_last", "m_last", "dx", "dR", "db", "dh0", "dc0", "dn0", "dm0")
-
-ISAS = [
-    pytest.param(isa, marks=() if isa in _C.cpu_isas() else pytest.mark.skip(reason=f"this CPU has no {isa}"))
-    for isa in ("baseline", "avx2", "avx512")
-]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slstm_cases import ISAS
+from isa_fixture import isa_fixture
 from torch import nn
 
 from xlstm_cuda import (
@@ -16,7 +16,6 @@ from xlstm_cuda import (
     sLSTMBlockConfig,
     sLSTMLayerConfig,
 )
-from xlstm_cuda.native import _C
 from xlstm_cuda.ops import block_step_cpu
 
 
@@ -42,13 +41,7 @@ BLOCKS = {
     "sLSTM without convolution": lambda: slstm(conv1d_kernel_size=0),
     "sLSTM without feed-forward": lambda: slstm(D=20, feedforward=None, num_heads=1),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 @pytest.fixture

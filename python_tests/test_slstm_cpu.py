@@ -10,8 +10,8 @@ import sys
 
 import pytest
 import torch
+from isa_fixture import ISAS, isa_fixture
 from slstm_cases import (
-    ISAS,
     NAMES,
     PACKED_LENGTHS,
     assert_close,
@@ -33,13 +33,7 @@ GRID = [
     pytest.param(S, *next(SHAPES), dtypes, id=f"S{S}-{'-'.join(str(d)[6:] for d in dtypes)}")
     for S, dtypes in itertools.product(STEPS, ((torch.float32, torch.bfloat16), (torch.float32, torch.float64)))
 ]
-
-
-@pytest.fixture
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 def each_isa():
@@ -65,7 +59,6 @@ def test_slstm_equals_the_reference(S, B, NH, DH, dtypes):
         assert_close(run(case, "cpu", dtype), truth, dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_slstm_takes_float32_weights_with_half_precision_inputs(dtype, isa):
     case = make_case(2, 9, 2, 12)
@@ -147,7 +140,6 @@ def test_nan_ends_at_a_reset():
     assert h[0, 4:6].isnan().all() and h[0, 6:].isfinite().all() and h[1].isfinite().all()
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("long_memory", [False, True], ids=["", "long-memory"])
 def test_error_does_not_grow_with_the_sequence(long_memory, isa):
     errors = {}
@@ -168,7 +160,6 @@ def test_error_does_not_grow_with_the_sequence(long_memory, isa):
 # ---- resets, packed sequences, states
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
 def test_reset_starts_a_sample_afresh(state, isa):
     case = make_case(4, 23, 2, 10, state=state)
@@ -179,7 +170,6 @@ def test_reset_starts_a_sample_afresh(state, isa):
     assert_close(run(case, "cpu", torch.float64), run(case, "reference"), torch.float64)
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("with_reset", [False, True], ids=["", "reset"])
 @pytest.mark.parametrize("lengths", PACKED_LENGTHS, ids=str)
 def test_cu_seqlens_equals_separate_sequences(lengths, with_reset, isa):
@@ -322,7 +312,6 @@ def test_slstm_takes_expanded_operands_and_gradients():
 # ---- bits
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_bits_do_not_depend_on_the_number_of_threads(dtype, isa):
     before, results = torch.get_num_threads(), []
@@ -338,7 +327,6 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype, isa):
                 assert torch.equal(results[0][name], other[name]), name
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("DH", [5, 32])
 def test_bits_of_a_row_do_not_depend_on_the_others(DH, isa):
     case = make_case(19, 9, 2, DH)
