@@ -16,11 +16,13 @@ from slstm_cases import (
     PACKED_LENGTHS,
     assert_close,
     assert_equals_separate,
+    assert_same_gradients,
     error,
     make_case,
     official_vanilla,
     packed_case,
     run,
+    strided,
 )
 
 from xlstm_cuda import functional
@@ -267,24 +269,6 @@ def test_step_equals_one_step_of_the_sequence(dtype, forget_gate):
 # ---- layouts
 
 
-def strided(t: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values in another layout."""
-    if layout == "sliced":
-        wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype)
-        wide[..., 2:-1] = t
-        return wide[..., 2:-1]
-    if layout == "permuted":
-        order = list(reversed(range(t.dim() - 1)))
-        return t.permute(*order, t.dim() - 1).contiguous().permute(*order, t.dim() - 1)
-    if layout == "last-stride-2":
-        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
-        wide[..., ::2] = t
-        return wide[..., ::2]
-    if layout == "transposed":
-        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
-    return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)  # offset
-
-
 @pytest.mark.parametrize("layout", ["sliced", "permuted", "last-stride-2", "transposed", "offset"])
 @pytest.mark.parametrize("DH", [1, 8, 9])
 def test_slstm_does_not_depend_on_the_layout(layout, DH):
@@ -421,13 +405,7 @@ def test_compiles_into_one_graph_forward_and_backward(dynamic):
     compiled = torch.compile(call, fullgraph=True, dynamic=dynamic)
     for S in (5, 9):
         case = make_case(2, S, 2, 6).to(torch.float32)
-        gradients = []
-        for function in (call, compiled):
-            leaves = [t.clone().requires_grad_() for t in (case.x, case.R, case.b, *case.state)]
-            loss = function(*leaves)
-            gradients.append((loss, *torch.autograd.grad(loss, leaves)))
-        for got, expected in zip(*gradients):
-            torch.testing.assert_close(got, expected)
+        assert_same_gradients(compiled, call, case)
 
 
 def test_step_compiles_into_one_graph():
