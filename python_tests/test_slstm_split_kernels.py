@@ -227,27 +227,19 @@ def test_a_device_without_large_clusters_takes_the_grid_kernel():
     }
 
 
-def test_cluster_kernel_refuses_a_cluster_that_the_device_does_not_hold():
-    case = make_case(1, 2, 1, 392).to(torch.bfloat16)
+@pytest.mark.parametrize(
+    ("DH", "device", "words"),
+    [
+        (392, {"largest_cluster": 8}, r"DH 392 does not fit: .* holds no cluster of that size"),
+        (136, {"sm": 86}, "clusters need sm_90 or sm_100, this device is sm_86"),
+    ],
+    ids=["small clusters", "no clusters"],
+)
+def test_cluster_kernel_refuses_what_the_device_does_not_hold(DH, device, words):
+    case = make_case(1, 2, 1, DH).to(torch.bfloat16)
     if not xlstm_cuda.backends()["simt"]:
         pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    with (
-        forced_kernel("cluster"),
-        simt.options(largest_cluster=8),
-        pytest.raises(ValueError, match=r"DH 392 does not fit: .* holds no cluster of that size"),
-    ):
-        functional.slstm(case.x, case.R, case.b, backend="simt")
-
-
-def test_cluster_kernel_needs_sm_90():
-    case = make_case(1, 2, 1, 136).to(torch.bfloat16)
-    if not xlstm_cuda.backends()["simt"]:
-        pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    with (
-        forced_kernel("cluster"),
-        simt.options(sm=86),
-        pytest.raises(ValueError, match="clusters need sm_90 or sm_100, this device is sm_86"),
-    ):
+    with forced_kernel("cluster"), simt.options(**device), pytest.raises(ValueError, match=words):
         functional.slstm(case.x, case.R, case.b, backend="simt")
 
 
