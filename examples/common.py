@@ -174,7 +174,7 @@ class Experiment:
     """One example.
 
     measure(contender, seed, quick, report) -> values; ``report`` shows a line of progress.
-    columns: key of the values -> heading of the table and format.
+    columns: key of the values -> heading of the table and format; "parameters", how many numbers it learns, comes before them.
     claims(results) -> sentence with its margin -> whether the results support it.
     draw(figure, results): the picture. without_seed: contenders in which nothing is random, measured once.
     """
@@ -190,6 +190,14 @@ class Experiment:
     seeds: int = 3
     size: tuple[float, float] = (9.0, 5.0)
     without_seed: tuple[str, ...] = ()
+
+    @classmethod
+    def of_module(cls, measure: Callable[..., dict[str, Any]], title: str, contenders: Iterable[str], **parts: Any) -> Experiment:
+        """Named as the module that has ``measure``, about what its docstring says; its ``COLUMNS``, ``claims`` and ``draw``."""
+        module = measure.__globals__
+        name = Path(module["__file__"]).stem  # also where the module runs as __main__
+        columns, claims, draw = (module[part] for part in ("COLUMNS", "claims", "draw"))
+        return cls(name, title, module["__doc__"], tuple(contenders), measure, columns, claims, draw, **parts)
 
     def run(self, seeds: Sequence[int], quick: bool, path: Path | None = None) -> Results:
         """Measures every contender with every seed. With a path each record is kept there when it is made."""
@@ -213,12 +221,13 @@ class Experiment:
 
     def table(self, results: Results) -> str:
         """Markdown: a row for each contender."""
-        headings = ["", *(heading for heading, _ in self.columns.values()), "CPU s", "seeds"]
+        columns = {"parameters": ("parameters", ",.0f")} | self.columns
+        headings = ["", *(heading for heading, _ in columns.values()), "CPU s", "seeds"]
         lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
         for contender in self.contenders:
             mine = [record for record in results.records if record.contender == contender]
             if mine:
-                cells = [results.cell(contender, key, style) for key, (_, style) in self.columns.items()]
+                cells = [results.cell(contender, key, style) for key, (_, style) in columns.items()]
                 seconds = statistics.mean(record.cpu_seconds for record in mine)
                 lines.append("| " + " | ".join([contender, *cells, f"{seconds:.0f}", str(len(mine))]) + " |")
         return "\n".join(lines)

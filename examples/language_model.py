@@ -159,13 +159,11 @@ def draw(figure: Any, results: Results) -> None:
 
 
 COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "bits": ("bits per byte, held out", ".3f"),
-    "speed": ("training, bytes per CPU second", ",.0f"), "kept": ("bytes kept at 16,384 of context", ",.0f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "language_model", "Language modelling beside nn.LSTM and a Transformer", __doc__, tuple(MODELS), measure,
-    COLUMNS, claims, draw, seeds=3, size=(13.0, 5.0),
-)  # fmt: skip
+    "bits": ("bits per byte, held out", ".3f"),
+    "speed": ("training, bytes per CPU second", ",.0f"),
+    "kept": ("bytes kept at 16,384 of context", ",.0f"),
+}
+EXPERIMENT = Experiment.of_module(measure, "Language modelling beside nn.LSTM and a Transformer", MODELS, size=(13.0, 5.0))
 
 if __name__ == "__main__":
     EXPERIMENT.main()

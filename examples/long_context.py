@@ -127,14 +127,12 @@ def draw(figure: Any, results: Results) -> None:
 
 
 COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "early": ("bits per byte at 256 to 1,024", ".3f"),
-    "late": ("at 16,384 to 32,768", ".3f"), "late afresh": ("the same bytes, afresh in each piece", ".3f"),
+    "early": ("bits per byte at 256 to 1,024", ".3f"),
+    "late": ("at 16,384 to 32,768", ".3f"),
+    "late afresh": ("the same bytes, afresh in each piece", ".3f"),
     "bytes": ("bytes of state", ",.0f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "long_context", "Long context: 32,768 steps with the state carried over", __doc__, tuple(MODELS), measure,
-    COLUMNS, claims, draw, seeds=3, size=(13.0, 5.0),
-)  # fmt: skip
+}
+EXPERIMENT = Experiment.of_module(measure, "Long context: 32,768 steps with the state carried over", MODELS, size=(13.0, 5.0))
 
 if __name__ == "__main__":
     EXPERIMENT.main()

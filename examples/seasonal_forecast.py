@@ -133,11 +133,10 @@ def draw(figure: Any, results: Results) -> None:
 
 
 CONTENDERS = ("linear + sLSTM", "linear + mLSTM", "linear + nn.LSTM", "sLSTM alone", "nn.LSTM alone", *PLAIN)
-COLUMNS = {"parameters": ("parameters", ",.0f"), "error": ("mean absolute error, MW", ".0f")}
-EXPERIMENT = Experiment(
-    "seasonal_forecast", "Seasonal forecasts: electricity of the next day", __doc__, CONTENDERS, measure,
-    COLUMNS, claims, draw, seeds=5, without_seed=PLAIN,
-)  # fmt: skip
+COLUMNS = {"error": ("mean absolute error, MW", ".0f")}
+EXPERIMENT = Experiment.of_module(
+    measure, "Seasonal forecasts: electricity of the next day", CONTENDERS, seeds=5, without_seed=PLAIN
+)
 
 if __name__ == "__main__":
     EXPERIMENT.main()

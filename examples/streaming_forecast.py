@@ -179,14 +179,19 @@ def draw(figure: Any, results: Results) -> None:
 
 
 COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"), "60 minutes": ("at 60 min", ".2f"),
-    "difference": ("largest difference of steps from one pass", ".0e"), "microseconds": ("µs a step", ".0f"),
+    "30 minutes": ("RMSE at 30 min, mg/dl", ".2f"),
+    "60 minutes": ("at 60 min", ".2f"),
+    "difference": ("largest difference of steps from one pass", ".0e"),
+    "microseconds": ("µs a step", ".0f"),
     "bytes": ("bytes of state", ",.0f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "streaming_forecast", "Streaming forecasts: one value at a time", __doc__, (*LAYERS, "AR, 24 values", "persistence"), measure,
-    COLUMNS, claims, draw, seeds=3, size=(11.0, 4.8), without_seed=("AR, 24 values", "persistence"),
-)  # fmt: skip
+}
+EXPERIMENT = Experiment.of_module(
+    measure,
+    "Streaming forecasts: one value at a time",
+    (*LAYERS, "AR, 24 values", "persistence"),
+    size=(11.0, 4.8),
+    without_seed=("AR, 24 values", "persistence"),
+)
 
 if __name__ == "__main__":
     EXPERIMENT.main()

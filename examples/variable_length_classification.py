@@ -120,11 +120,8 @@ def draw(figure: Any, results: Results) -> None:
     )
 
 
-COLUMNS = {"parameters": ("parameters", ",.0f"), "accuracy": ("recognised", ".3f")}
-EXPERIMENT = Experiment(
-    "variable_length_classification", "Recordings of different length: PackedSequence, both directions", __doc__,
-    tuple(LAYERS), measure, COLUMNS, claims, draw, seeds=5,
-)  # fmt: skip
+COLUMNS = {"accuracy": ("recognised", ".3f")}
+EXPERIMENT = Experiment.of_module(measure, "Recordings of different length: PackedSequence, both directions", LAYERS, seeds=5)
 
 if __name__ == "__main__":
     EXPERIMENT.main()
