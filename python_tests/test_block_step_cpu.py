@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from isa_fixture import isa_fixture
+from randomised import randomised
 from torch import nn
 
 from xlstm_cuda import (
@@ -60,11 +61,7 @@ def native_calls(monkeypatch):
 
 
 def block_of(kind, dtype=torch.float64):
-    block = BLOCKS[kind]().to(dtype).eval()
-    with torch.no_grad():
-        for weight in block.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
-    return block
+    return randomised(BLOCKS[kind]().to(dtype).eval(), by=0.2)
 
 
 def steps(block, x, state=None, **options):

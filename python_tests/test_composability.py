@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from randomised import randomised
 from torch import distributed, nn
 
 import xlstm_cuda
@@ -54,14 +55,6 @@ def stepped(model, idx):
         y, state = model.step(token, state) if hasattr(model, "step") else model(token, state)
         out.append(y)
     return torch.cat(out, 1)
-
-
-def randomised(model):
-    """Every weight away from its start, where gates ignore their input."""
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.05)
-    return model
 
 
 def holders(model) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from isa_fixture import isa_fixture
+from randomised import randomised
 from torch import nn
 
 from xlstm_cuda import mLSTMLayer, mLSTMLayerConfig
@@ -36,11 +37,7 @@ def native_calls(monkeypatch):
 
 def layer_of(D, NH, block, bias, K, dtype=torch.float64):
     config = mLSTMLayerConfig(embedding_dim=D, num_heads=NH, qkv_proj_blocksize=block, bias=bias, conv1d_kernel_size=K)
-    layer = mLSTMLayer(config).to(dtype)
-    with torch.no_grad():
-        for weight in layer.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
-    return layer
+    return randomised(mLSTMLayer(config).to(dtype), by=0.2)
 
 
 def state_of(layer, B, dtype=torch.float64):

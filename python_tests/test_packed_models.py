@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from randomised import randomised
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -45,11 +46,7 @@ MODELS = {
 
 
 def build(kind):
-    model = MODELS[kind]().double()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    return model
+    return randomised(MODELS[kind]().double(), by=0.1)
 
 
 def run(kind, model, x, state=None, cu_seqlens=None):
