@@ -24,6 +24,18 @@ Isa selected_isa();
 #define XLSTM_OF_ISA(...) (&baseline::__VA_ARGS__)
 #endif
 
+// Declarations in each of those namespaces.
+#define XLSTM_IN_EVERY_ISA(...) \
+  namespace baseline {          \
+  __VA_ARGS__                   \
+  }                             \
+  namespace avx2 {              \
+  __VA_ARGS__                   \
+  }                             \
+  namespace avx512 {            \
+  __VA_ARGS__                   \
+  }
+
 // Overrides the choice; "" returns to the default.
 void select_isa(const std::string& name);
 std::string isa_name(Isa isa);

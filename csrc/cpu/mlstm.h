@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/view.h"
+#include "cpu/isa.h"
 #include "cpu/mlstm_options.h"
 
 namespace xlstm::cpu {
@@ -69,20 +70,11 @@ template <typename Real>
 void mlstm_backward(const MlstmBackward<Real>& p, int threads);
 
 // One head of one sequence (task = sequence NH + head), compiled once per instruction set.
-#define XLSTM_MLSTM_TASKS                                             \
-  template <typename Real>                                            \
-  void mlstm_forward_task(const MlstmForward<Real>& p, int64_t task); \
-  template <typename Real>                                            \
-  void mlstm_backward_task(const MlstmBackward<Real>& p, int64_t task);
-namespace baseline {
-XLSTM_MLSTM_TASKS
-}
-namespace avx2 {
-XLSTM_MLSTM_TASKS
-}
-namespace avx512 {
-XLSTM_MLSTM_TASKS
-}
-#undef XLSTM_MLSTM_TASKS
+// clang-format off
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> void mlstm_forward_task(const MlstmForward<Real>& p, int64_t task);
+  template <typename Real> void mlstm_backward_task(const MlstmBackward<Real>& p, int64_t task);
+)
+// clang-format on
 
 }  // namespace xlstm::cpu

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/isa.h"
 #include "cpu/mlstm_options.h"
 
 namespace xlstm::cpu {
@@ -27,17 +28,10 @@ template <typename Real>
 void mlstm_step(const MlstmStep<Real>& p, int threads);
 
 // One row, compiled once per instruction set.
-namespace baseline {
-template <typename Real>
-void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
-}
-namespace avx2 {
-template <typename Real>
-void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
-}
-namespace avx512 {
-template <typename Real>
-void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
-}
+// clang-format off
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
+)
+// clang-format on
 
 }  // namespace xlstm::cpu
