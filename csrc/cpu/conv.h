@@ -62,15 +62,12 @@ void read(R& r, ConvStep<Real>& p) {
   r("x", p.x)("held", p.held)("w", p.w)("b", p.b)("window", p.window)("y", p.y);
 }
 
-template <typename Real>
-void conv_step(const ConvStep<Real>& p, int threads);
-template <typename Real>
-void conv_forward(const ConvForward<Real>& p, int threads);
-template <typename Real>
-void conv_backward(const ConvBackward<Real>& p, int threads);
+// clang-format off
+template <typename Real> void conv_step(const ConvStep<Real>& p, int threads);
+template <typename Real> void conv_forward(const ConvForward<Real>& p, int threads);
+template <typename Real> void conv_backward(const ConvBackward<Real>& p, int threads);
 
 // Row b of a step, and steps [first, end) of a row, compiled once per instruction set; backward's are steps of the padded input.
-// clang-format off
 XLSTM_IN_EVERY_ISA(
   template <typename Real> void conv_step_row(const ConvStep<Real>& p, int64_t b);
   template <typename Real> void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end);

@@ -64,13 +64,11 @@ void read(R& r, MlstmBackward<Real>& p) {
   r("dq", p.dq)("dk", p.dk)("dv", p.dv)("di", p.di)("df", p.df)("dC0", p.dC0)("dn0", p.dn0)("dm0", p.dm0);
 }
 
-template <typename Real>
-void mlstm_forward(const MlstmForward<Real>& p, int threads);
-template <typename Real>
-void mlstm_backward(const MlstmBackward<Real>& p, int threads);
+// clang-format off
+template <typename Real> void mlstm_forward(const MlstmForward<Real>& p, int threads);
+template <typename Real> void mlstm_backward(const MlstmBackward<Real>& p, int threads);
 
 // One head of one sequence (task = sequence NH + head), compiled once per instruction set.
-// clang-format off
 XLSTM_IN_EVERY_ISA(
   template <typename Real> void mlstm_forward_task(const MlstmForward<Real>& p, int64_t task);
   template <typename Real> void mlstm_backward_task(const MlstmBackward<Real>& p, int64_t task);

@@ -24,11 +24,10 @@ void read(R& r, MlstmStep<Real>& p) {
   r("options", static_cast<MlstmOptions<Real>&>(p));
 }
 
-template <typename Real>
-void mlstm_step(const MlstmStep<Real>& p, int threads);
+// clang-format off
+template <typename Real> void mlstm_step(const MlstmStep<Real>& p, int threads);
 
 // One row, compiled once per instruction set.
-// clang-format off
 XLSTM_IN_EVERY_ISA(
   template <typename Real> void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
 )

@@ -79,23 +79,17 @@ class ResidualBlock(nn.Module):
         return (y, last) if return_last_state else y
 
     def step(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        *,
-        in_place: bool = False,
-        backend: str | None = None,
-        **layer_states: Any,
+        self, x: Tensor, state: LayerState | None = None, *, in_place: bool = False, backend: str | None = None, **parts: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state.
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; parts: of the state, as single keywords.
 
         The given state is left as it is; ``in_place`` gives it away: its memory may hold the new one, where that is faster.
         """
         check_input(x, self.xlstm_norm.dim, single_step=True)
-        if not layer_states and block_step_cpu.usable(x) and resolve(backend, x.device) == "cpu":
+        if not parts and block_step_cpu.usable(x) and resolve(backend, x.device) == "cpu":
             if (whole := self._step_in_one_call(x, state or {}, in_place)) is not None:
                 return whole
-        y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **layer_states)
+        y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **parts)
         return self._feed_forward(x + y), last
 
     def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:
