@@ -176,7 +176,8 @@ class Experiment:
     measure(contender, seed, quick, report) -> values; ``report`` shows a line of progress.
     columns: key of the values -> heading of the table and format; "parameters", how many numbers it learns, comes before them.
     claims(results) -> sentence with its margin -> whether the results support it.
-    draw(figure, results): the picture. without_seed: contenders in which nothing is random, measured once.
+    draw(figure, results): the picture; above it stands the finding, below it the setting, how it was measured.
+    without_seed: contenders in which nothing is random, measured once.
     """
 
     name: str
@@ -187,17 +188,19 @@ class Experiment:
     columns: dict[str, tuple[str, str]]
     claims: Callable[[Results], dict[str, bool]]
     draw: Callable[[Any, Results], None]
+    finding: str
+    setting: str
     seeds: int = 3
     size: tuple[float, float] = (9.0, 5.0)
     without_seed: tuple[str, ...] = ()
 
     @classmethod
     def of_module(cls, measure: Callable[..., dict[str, Any]], title: str, contenders: Iterable[str], **parts: Any) -> Experiment:
-        """Named as the module that has ``measure``, about what its docstring says; its ``COLUMNS``, ``claims`` and ``draw``."""
+        """Named as the module that has ``measure``, with its docstring, FINDING, SETTING, COLUMNS, ``claims`` and ``draw``."""
         module = measure.__globals__
         name = Path(module["__file__"]).stem  # also where the module runs as __main__
-        columns, claims, draw = (module[part] for part in ("COLUMNS", "claims", "draw"))
-        return cls(name, title, module["__doc__"], tuple(contenders), measure, columns, claims, draw, **parts)
+        own = {part.lower(): module[part] for part in ("FINDING", "SETTING", "COLUMNS", "claims", "draw")}
+        return cls(name=name, title=title, about=module["__doc__"], contenders=tuple(contenders), measure=measure, **own, **parts)
 
     def run(self, seeds: Sequence[int], quick: bool, path: Path | None = None) -> Results:
         """Measures every contender with every seed. With a path each record is kept there when it is made."""
@@ -238,6 +241,8 @@ class Experiment:
         Raises:
             MissingData: matplotlib is not installed.
         """
+        from .drawing import headline  # here, because it reads Results
+
         try:
             import matplotlib
             from matplotlib.figure import Figure
@@ -248,6 +253,7 @@ class Experiment:
         with matplotlib.rc_context(style):
             figure = Figure(figsize=self.size, dpi=150, layout="constrained")
             self.draw(figure, results)
+            headline(figure, self.finding, self.setting)
             figure.savefig(path)
 
     def main(self) -> None:

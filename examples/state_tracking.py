@@ -21,7 +21,7 @@ import xlstm_cuda
 from bench.transformer import TransformerLM
 
 from .common import Experiment, Layered, Results, parameters, train
-from .drawing import GREY, accuracies, headline
+from .drawing import GREY, accuracies
 
 ELEMENTS = list(itertools.permutations(range(3)))
 PRODUCT = torch.tensor([[ELEMENTS.index(tuple(a[b[i]] for i in range(3))) for b in ELEMENTS] for a in ELEMENTS])
@@ -42,6 +42,10 @@ def words(count: int, length: int, generator: torch.Generator) -> tuple[Tensor, 
     for t in range(1, length):
         products.append(PRODUCT[elements[:, t], products[-1]])
     return elements, torch.stack(products, 1)
+
+
+FINDING = "Memory that mixes tracks a state 32 times longer than it was trained on"
+SETTING = f"Product in the group S3; {STEPS} steps of {BATCH} words for everyone; band: lowest to highest seed; dotted: guessing"
 
 
 def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
@@ -85,11 +89,6 @@ def draw(figure: Any, results: Results) -> None:
     axes.text(LONGEST * 0.93, 0.62, "lengths\nin training", ha="right", color=GREY)
     axes.axhline(1 / 6, color=GREY, linewidth=1, linestyle=":")
     axes.set(xlabel="length of the word", ylabel="right answers")
-    headline(
-        figure,
-        "Memory that mixes tracks a state 32 times longer than it was trained on",
-        f"Product in the group S3; {STEPS} steps of {BATCH} words for everyone; band: lowest to highest seed; dotted: guessing",
-    )
 
 
 COLUMNS = {"at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f")}
