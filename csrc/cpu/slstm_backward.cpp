@@ -51,8 +51,19 @@ void cells(int64_t P, const Real* __restrict__ gates, const Real* __restrict__ n
   }
 }
 
+// h of a step from what forward saved of it.
 template <typename Real>
-void backward(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
+void h_of(int64_t P, const Real* __restrict__ gates, const Real* __restrict__ now, Real* __restrict__ h) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < P; ++j) {
+    const slstm::CellSaved<Real> saved{gates[j], gates[P + j], gates[2 * P + j], gates[3 * P + j]};
+    h[j] = slstm::cell_coefficients(saved, now[j], now[P + j], Real(0), Real(0)).h;
+  }
+}
+
+template <typename Real>
+void backward(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, const Steps& steps, const Real* packed,
+              Real* scratch) {
   const slstm::Shape& shape = p.shape;
   const int64_t DH = shape.DH, NH = shape.NH, P = padded_units(DH), head = tile.head, count = tile.count;
   Real* const dg = scratch;
@@ -63,21 +74,25 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, c
   Real* const dn = dc + count * P;
   Real* const h = dn + count * P;  // (P)
   Real* const initial = h + P;     // (2, P)
-  fill(scratch, Real(0), count * 12 * P + 3 * P);
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t at = (tile.rows[r] * NH + head) * DH;
-    copy(dh_rec + r * P, p.dh_last ? p.dh_last + at : nullptr, DH);
-    copy(dc + r * P, p.dc_last ? p.dc_last + at : nullptr, DH);
-    copy(dn + r * P, p.dn_last ? p.dn_last + at : nullptr, DH);
+  if (steps.end >= shape.S) {
+    fill(scratch, Real(0), count * 12 * P + 3 * P);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t at = (tile.rows[r] * NH + head) * DH;
+      copy(dh_rec + r * P, p.dh_last ? p.dh_last + at : nullptr, DH);
+      copy(dc + r * P, p.dc_last ? p.dc_last + at : nullptr, DH);
+      copy(dn + r * P, p.dn_last ? p.dn_last + at : nullptr, DH);
+    }
   }
 
   int64_t active = 0;
-  for (int64_t t = count > 0 ? row_length(shape, tile.rows[0]) - 1 : -1; t >= 0; --t) {
+  const int64_t longest = count > 0 ? row_length(shape, tile.rows[0]) : 0;
+  for (int64_t t = (longest < steps.end ? longest : steps.end) - 1; t >= steps.begin; --t) {
     while (active < count && row_length(shape, tile.rows[active]) > t) ++active;
     for (int64_t r = 0; r < active; ++r) {
       const int64_t row = tile.rows[r], row_at = (row * NH + head) * DH;
       const Position at = position(shape, row, t);
       const int64_t token = (at.b * shape.S + at.s) * NH + head;
+      const int64_t held = at.b * steps.held + at.s - steps.first;
       const bool reset = is_reset(shape, at);
       const bool from_initial = t == 0 || reset, given = t == 0 && !reset && p.c0;
       if (from_initial) {
@@ -95,11 +110,16 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, c
       Real* const row_dg = dg + r * 4 * P;
       cells(P, p.saved_gates + token * 4 * P, p.saved_cells + token * 2 * P, before, row_dy, dc + r * P, dn + r * P, row_dg,
             db + r * 4 * P, h);
-      for (int g = 0; g < 4; ++g) copy(p.dx + (((at.b * shape.S + at.s) * 4 + g) * NH + head) * DH, row_dg + g * P, DH);
-      if (t + 1 < row_length(shape, row)) {
-        copy(p.h_prev + (token + NH) * DH, is_reset(shape, position(shape, row, t + 1)) ? nullptr : h, DH);
+      for (int g = 0; g < 4; ++g) copy(p.dx + ((held * 4 + g) * NH + head) * DH, row_dg + g * P, DH);
+      Real* const h_prev = p.h_prev + (held * NH + head) * DH;
+      if (t + 1 < steps.end && t + 1 < row_length(shape, row)) {
+        copy(h_prev + NH * DH, is_reset(shape, position(shape, row, t + 1)) ? nullptr : h, DH);
       }
-      if (t == 0) copy(p.h_prev + token * DH, p.h0 && !reset ? p.h0 + row_at : nullptr, DH);
+      if (t == 0) copy(h_prev, p.h0 && !reset ? p.h0 + row_at : nullptr, DH);
+      if (t == steps.begin && t > 0) {  // the step before is of the next run
+        h_of(P, p.saved_gates + (token - NH) * 4 * P, p.saved_cells + (token - NH) * 2 * P, h);
+        copy(h_prev, reset ? nullptr : h, DH);
+      }
       fill(dh_rec + r * P, Real(0), P);
     }
     product(active, dg, 4 * P, 4 * P, packed, P, dh_rec, P);
@@ -111,6 +131,7 @@ void backward(const slstm::BackwardParams<Real, Real>& p, const RowTile& tile, c
     }
   }
 
+  if (steps.begin > 0) return;
   for (int64_t r = 0; r < count; ++r) {
     const int64_t at = (tile.rows[r] * NH + head) * DH;
     for (int g = 0; g < 4; ++g) copy(p.db_rows + ((tile.rows[r] * 4 + g) * NH + head) * DH, db + (r * 4 + g) * P, DH);

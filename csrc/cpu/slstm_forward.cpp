@@ -47,7 +47,8 @@ void cells(int64_t P, const Real* __restrict__ gates, Real* __restrict__ h, Real
 }
 
 template <slstm::ForgetGate forget_gate, bool save, typename Real>
-void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
+void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Steps& steps, const Real* packed,
+                  Real* scratch) {
   const slstm::Shape& shape = p.shape;
   const int64_t DH = shape.DH, NH = shape.NH, P = padded_units(DH), head = tile.head;
   Real* const gates = scratch;
@@ -55,18 +56,20 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile
   Real* const c = h + tile.count * P;
   Real* const n = c + tile.count * P;
   Real* const m = n + tile.count * P;
-  fill(scratch, Real(0), tile.count * 8 * P);
-  fill(m, slstm::kFresh<Real>, tile.count * P);
-  for (int64_t r = 0; r < tile.count && p.h0; ++r) {
-    const int64_t at = (tile.rows[r] * NH + head) * DH;
-    copy(h + r * P, p.h0 + at, DH);
-    copy(c + r * P, p.c0 + at, DH);
-    copy(n + r * P, p.n0 + at, DH);
-    for (int64_t j = 0; j < DH; ++j) m[r * P + j] = slstm::cell_state(p.c0[at + j], p.n0[at + j], p.m0[at + j]).m;
+  if (steps.begin == 0) {
+    fill(scratch, Real(0), tile.count * 8 * P);
+    fill(m, slstm::kFresh<Real>, tile.count * P);
+    for (int64_t r = 0; r < tile.count && p.h0; ++r) {
+      const int64_t at = (tile.rows[r] * NH + head) * DH;
+      copy(h + r * P, p.h0 + at, DH);
+      copy(c + r * P, p.c0 + at, DH);
+      copy(n + r * P, p.n0 + at, DH);
+      for (int64_t j = 0; j < DH; ++j) m[r * P + j] = slstm::cell_state(p.c0[at + j], p.n0[at + j], p.m0[at + j]).m;
+    }
   }
 
   int64_t active = tile.count;
-  for (int64_t t = 0;; ++t) {
+  for (int64_t t = steps.begin; t < steps.end; ++t) {
     while (active > 0 && row_length(shape, tile.rows[active - 1]) <= t) --active;
     if (active == 0) break;
     for (int64_t r = 0; r < active; ++r) {
@@ -78,11 +81,12 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile
         fill(m + r * P, slstm::kFresh<Real>, P);
       }
       for (int g = 0; g < 4; ++g) {
-        const Real* const x = p.x.data + at.b * p.x.batch + at.s * p.x.step + g * p.x_gate_stride + head * p.x.head;
+        const Real* const x =
+            p.x.data + at.b * p.x.batch + (at.s - steps.first) * p.x.step + g * p.x_gate_stride + head * p.x.head;
         const Real* const b = p.b ? p.b + (g * NH + head) * DH : nullptr;
         add(gates + (r * 4 + g) * P, x, b, DH);
         fill(gates + (r * 4 + g) * P + DH, Real(0), P - DH);
-        if (t + 1 < row_length(shape, tile.rows[r])) prefetch(x + p.x.step, DH);
+        if (t + 1 < steps.end && t + 1 < row_length(shape, tile.rows[r])) prefetch(x + p.x.step, DH);
       }
     }
     if (packed) {
@@ -102,6 +106,7 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile
     }
   }
 
+  if (steps.end < shape.S) return;
   for (int64_t r = 0; r < tile.count; ++r) {
     const int64_t at = (tile.rows[r] * NH + head) * DH;
     const bool untouched = row_length(shape, tile.rows[r]) == 0 && p.m0;
@@ -116,12 +121,13 @@ void forward_tile(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile
 }
 
 template <typename Real>
-void forward(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Real* packed, Real* scratch) {
+void forward(const slstm::ForwardParams<Real, Real>& p, const RowTile& tile, const Steps& steps, const Real* packed,
+             Real* scratch) {
   slstm::with_forget_gate(p.shape.forget_gate, [&](auto gate) {
     if (p.saved_gates)
-      forward_tile<decltype(gate)::value, true>(p, tile, packed, scratch);
+      forward_tile<decltype(gate)::value, true>(p, tile, steps, packed, scratch);
     else
-      forward_tile<decltype(gate)::value, false>(p, tile, packed, scratch);
+      forward_tile<decltype(gate)::value, false>(p, tile, steps, packed, scratch);
   });
 }
 

@@ -10,6 +10,7 @@
 #include "cpu/mlstm_step.h"
 #include "cpu/slstm.h"
 #include "cpu/slstm_kernels.h"
+#include "cpu/slstm_layer.h"
 #include "python/bind.h"
 #include "python/reader.h"
 
@@ -24,6 +25,8 @@ void bind_launchers(py::module_& m, const std::string& type) {  // qualified, or
   python::bind(m, "slstm_forward_cpu_" + type, &slstm_forward<Real>);
   python::bind(m, "slstm_backward_cpu_" + type, &slstm_backward<Real>);
   python::bind(m, "slstm_recurrent_gradient_cpu_" + type, &slstm_recurrent_gradient<Real>);
+  python::bind(m, "slstm_layer_forward_cpu_" + type, &slstm_layer_forward<Real>);
+  python::bind(m, "slstm_layer_backward_cpu_" + type, &slstm_layer_backward<Real>);
   python::bind(m, "mlstm_step_cpu_" + type, &mlstm_step<Real>);
   python::bind(m, "mlstm_forward_cpu_" + type, &mlstm_forward<Real>);
   python::bind(m, "mlstm_backward_cpu_" + type, &mlstm_backward<Real>);

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from .. import checks, functional
+from ..ops import slstm_layer_cpu
+from ..ops.slstm_layer_cpu import SLSTMLayerOperands
 from ..states import SLSTMState
 from ..weights import fill_, under_autocast
 from .recurrent import RecurrentLayer, small_init_
@@ -113,6 +115,14 @@ class sLSTM(RecurrentLayer):
     def run_sequence(
         self, x: Tensor, state: Any, cu_seqlens: Tensor | None, reset: Tensor | None, cell: str
     ) -> tuple[Tensor, SLSTMState]:
+        if cu_seqlens is None:
+            W, R = getattr(self, f"weight_ih_{cell}"), getattr(self, f"weight_hh_{cell}")
+            b = getattr(self, f"bias_{cell}") if self.bias else None
+            h0, c0, n0, m0 = state or (None,) * 4
+            operands = SLSTMLayerOperands(x, W, R, b, h0, c0, n0, m0, reset)
+            if slstm_layer_cpu.usable(operands):
+                h, last = slstm_layer_cpu.slstm_layer(operands, self.forget_gate)
+                return h.flatten(-2), SLSTMState(*last)
         h, last = functional.slstm(
             *self._operands(x, cell),
             state=state, return_state=True, reset=reset, cu_seqlens=cu_seqlens, forget_gate=self.forget_gate,

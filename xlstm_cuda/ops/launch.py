@@ -93,7 +93,7 @@ class Call:
 
     def converted(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x in the dtype that the launch computes in, kept as long as the call."""
-        return self._kept(x.to(dtype), x)
+        return x if x.dtype is dtype else self._kept(x.to(dtype), x)
 
     def elements(self, x: Tensor | None, dtype: torch.dtype) -> View:
         """Of an operand (B, S, NH), or (B, NH) without steps, whose elements are read one by one, in any strides."""
@@ -133,7 +133,7 @@ class Call:
         return ready
 
 
-def _view(address: int, strides: tuple[int, ...]) -> View:
+def _view(address: int, strides: Sequence[int]) -> View:
     if len(strides) == 3:
         return address, strides[0], strides[1], strides[2]
     return address, strides[0], 0, strides[1]
@@ -154,6 +154,18 @@ class CPUCall(Call):
 
     def result(self, x: Tensor | None) -> int:
         return x.data_ptr() if x is not None and x.is_cpu and x.is_contiguous() else super().result(x)
+
+    def view(self, x: Tensor | None, dtype: torch.dtype) -> View:
+        if x is not None and x.dtype is dtype and x.is_cpu and not x.is_neg():
+            *strides, unit = x.stride()
+            if unit == 1:
+                return _view(x.data_ptr(), strides)
+        return super().view(x, dtype)
+
+    def elements(self, x: Tensor | None, dtype: torch.dtype) -> View:
+        if x is not None and x.dtype is dtype and x.is_cpu and not x.is_neg():
+            return _view(x.data_ptr(), x.stride())
+        return super().elements(x, dtype)
 
     def like(self, x: Tensor) -> tuple[Tensor, int]:
         """A result of x's shape and dtype, and its address."""

@@ -35,9 +35,9 @@ def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
     q, v, i, dtype = operands.q, operands.v, operands.i, state_dtype(operands.q)
     shapes = state_shapes(q, v, operands.cu_seqlens) if options.return_state else EMPTY
     call = CPUCall()
-    h = call.empty(*v.shape, dtype=v.dtype)
-    C, n, m = (call.empty(*shape, dtype=dtype) for shape in shapes)
-    dot = call.empty(*i.shape, dtype=dtype)
+    h = torch.empty_like(v, memory_format=torch.contiguous_format)
+    dot = torch.empty_like(i, dtype=dtype, memory_format=torch.contiguous_format)
+    C, n, m = (dot.new_empty(shape) for shape in shapes)
     if h.shape[0] * h.shape[1] == 0:
         if options.return_state:  # no step: the state passes through
             for last, first in zip((C, n, m), (operands.C0, operands.n0, operands.m0)):
@@ -58,10 +58,10 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
     if q.shape[0] * q.shape[1] == 0:
         return _gradients_of_nothing(incoming, operands)
     call = CPUCall()
-    dq, dk, dv = (call.empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
-    di, df = (call.empty(*x.shape, dtype=dtype) for x in (i, f))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    di, df = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in (i, f))
     shapes = EMPTY if C0 is None else state_shapes(q, v, operands.cu_seqlens)
-    dC0, dn0, dm0 = (call.empty(*shape, dtype=dtype) for shape in shapes)
+    dC0, dn0, dm0 = (di.new_empty(shape) for shape in shapes)
     dh = torch.zeros_like(saved.h) if incoming.dh is None else incoming.dh
     _BACKWARD[dtype](
         **_inputs(call, operands, options), exact=options.exact,
@@ -71,7 +71,9 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
         di=call.result_elements(di), df=call.result_elements(df),
         dC0=call.result(dC0), dn0=call.result(dn0), dm0=call.result(dm0),
     )  # fmt: skip
-    return MLSTMGradients(dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0)
+    if i.dtype is not dtype or f.dtype is not dtype:
+        di, df = di.to(i.dtype), df.to(f.dtype)
+    return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)
 
 
 def _gradients_of_nothing(incoming: MLSTMIncoming, operands: MLSTMOperands) -> MLSTMGradients:
