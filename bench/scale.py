@@ -368,38 +368,29 @@ def hidden_from(model: Model) -> int:
 
 def assumptions() -> str:
     m = Machine()
+
+    def rate(operations: float) -> str:
+        return f"{operations / 1e12:.0f} TFLOP/s"
+
+    def network(bandwidth: float, receiver: str, hop: float) -> str:
+        return f"{bandwidth / GB:.0f} GB/s into each GPU{receiver}, {1e6 * hop:.0f} us a hop"
+
+    cell = (
+        "published 21.06 ms of `mlstm_kernels` (65,536 tokens, 8 heads of 256/512); ours are written to be faster, which no GPU"
+        " has shown yet"
+    )
+    overlap = "collectives of weights, but the first and the last; half of attention's; none of the mLSTM's states"
     found = (
-        ("dense bf16 peak", f"{m.peak / 1e12:.0f} TFLOP/s", "data sheet of the H100 SXM"),
+        ("dense bf16 peak", rate(m.peak), "data sheet of the H100 SXM"),
         ("linear maps", f"{100 * m.matmul:.0f} % of the peak", "the first published run below"),
-        (
-            "attention, forward and backward",
-            f"{m.attention / 1e12:.0f} TFLOP/s",
-            "published for FlashAttention-3: 430 to 740",
-        ),
-        (
-            "mLSTM, forward and backward",
-            f"{m.cell / 1e12:.0f} TFLOP/s",
-            "published 21.06 ms of `mlstm_kernels` (65,536 tokens, 8 heads of 256/512); ours are written to be faster, which no"
-            " GPU has shown yet",
-        ),
-        ("state-only pass under context parallelism", f"{m.float32 / 1e12:.0f} TFLOP/s", "float32, 0.7 of the peak"),
+        ("attention, forward and backward", rate(m.attention), "published for FlashAttention-3: 430 to 740"),
+        ("mLSTM, forward and backward", rate(m.cell), cell),
+        ("state-only pass under context parallelism", rate(m.float32), "float32, 0.7 of the peak"),
         ("memory", f"{m.memory / GB:.0f} GB, {100 * m.usable:.0f} % of it usable", "data sheet; driver, NCCL, fragmentation"),
         ("memory bandwidth", f"{m.bandwidth / 1e12:.2f} TB/s", "0.8 of the data sheet"),
-        (
-            "network in a node of 8",
-            f"{m.in_node / GB:.0f} GB/s into each GPU, {1e6 * m.hop_in_node:.0f} us a hop",
-            "NVLink 4, 0.8 of 450",
-        ),
-        (
-            "network between nodes",
-            f"{m.between / GB:.0f} GB/s into each GPU of a ring, {1e6 * m.hop_between:.0f} us a hop",
-            "0.8 of a node's eight ports of 400 Gbit/s",
-        ),
-        (
-            "overlap with computing",
-            "collectives of weights, but the first and the last; half of attention's; none of the mLSTM's states",
-            "how FSDP2 and context parallelism are made",
-        ),
+        ("network in a node of 8", network(m.in_node, "", m.hop_in_node), "NVLink 4, 0.8 of 450"),
+        ("network between nodes", network(m.between, " of a ring", m.hop_between), "0.8 of a node's eight ports of 400 Gbit/s"),
+        ("overlap with computing", overlap, "how FSDP2 and context parallelism are made"),
     )
     rows = [list(one) for one in found]
     return table(["assumption", "value", "from"], rows, text=3)

@@ -27,7 +27,7 @@ from xlstm_cuda import (
 )  # fmt: skip
 
 from .common import Experiment, Layered, PositionedTransformer, Results, parameters, train
-from .drawing import GREY, curve, end_labels, headline
+from .drawing import GREY, accuracies
 
 KEYS = VALUES = 32
 ASKED, MOST_PAIRS, WIDTH, BATCH, STEPS = 16, 8, 64, 32, 600
@@ -59,6 +59,10 @@ def questions(count: int, pairs: int, generator: torch.Generator) -> tuple[Tenso
     values = torch.randint(KEYS, KEYS + VALUES, (count, pairs), generator=generator)
     asked = torch.randint(pairs, (count, ASKED), generator=generator)
     return torch.cat([torch.stack([keys, values], 2).flatten(1), keys.gather(1, asked)], 1), values.gather(1, asked)
+
+
+FINDING = "A matrix memory holds the pairs that a vector memory loses"
+SETTING = f"{KEYS} keys, {VALUES} values, {ASKED} questions; {STEPS} steps of {BATCH} sequences; band: lowest to highest seed"
 
 
 def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
@@ -93,28 +97,13 @@ def claims(results: Results) -> dict[str, bool]:
 
 def draw(figure: Any, results: Results) -> None:
     axes = figure.subplots()
-    for contender in results.contenders:
-        curve(axes, PAIRS, results, contender, "accuracy", marker="o", markersize=4)
-    axes.axvspan(PAIRS[0], MOST_PAIRS, color=GREY, alpha=0.10, linewidth=0)
+    accuracies(axes, PAIRS, results, trained=MOST_PAIRS)
     axes.text(MOST_PAIRS - 0.2, 0.05, "pairs in training", ha="right", color=GREY)
-    axes.set_ylim(0, 1.04)
     axes.set(xlabel="pairs to remember", ylabel="right values")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    end_labels(axes, PAIRS[-1], results, results.contenders, "accuracy")
-    headline(
-        figure,
-        "A matrix memory holds the pairs that a vector memory loses",
-        f"{KEYS} keys, {VALUES} values, {ASKED} questions; {STEPS} steps of {BATCH} sequences; band: lowest to highest seed",
-    )
 
 
-COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "as trained": ("right with 8 pairs", ".3f"), "at 16": ("with 16 pairs", ".3f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "associative_recall", "Associative recall: many keys, many questions", __doc__, tuple(MODELS), measure,
-    COLUMNS, claims, draw, seeds=3,
-)  # fmt: skip
+COLUMNS = {"as trained": ("right with 8 pairs", ".3f"), "at 16": ("with 16 pairs", ".3f")}
+EXPERIMENT = Experiment.of_module(measure, "Associative recall: many keys, many questions", MODELS)
 
 if __name__ == "__main__":
     EXPERIMENT.main()

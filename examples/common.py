@@ -174,9 +174,10 @@ class Experiment:
     """One example.
 
     measure(contender, seed, quick, report) -> values; ``report`` shows a line of progress.
-    columns: key of the values -> heading of the table and format.
+    columns: key of the values -> heading of the table and format; "parameters", how many numbers it learns, comes before them.
     claims(results) -> sentence with its margin -> whether the results support it.
-    draw(figure, results): the picture. without_seed: contenders in which nothing is random, measured once.
+    draw(figure, results): the picture; above it stands the finding, below it the setting, how it was measured.
+    without_seed: contenders in which nothing is random, measured once.
     """
 
     name: str
@@ -187,9 +188,19 @@ class Experiment:
     columns: dict[str, tuple[str, str]]
     claims: Callable[[Results], dict[str, bool]]
     draw: Callable[[Any, Results], None]
+    finding: str
+    setting: str
     seeds: int = 3
     size: tuple[float, float] = (9.0, 5.0)
     without_seed: tuple[str, ...] = ()
+
+    @classmethod
+    def of_module(cls, measure: Callable[..., dict[str, Any]], title: str, contenders: Iterable[str], **parts: Any) -> Experiment:
+        """Named as the module that has ``measure``, with its docstring, FINDING, SETTING, COLUMNS, ``claims`` and ``draw``."""
+        module = measure.__globals__
+        name = Path(module["__file__"]).stem  # also where the module runs as __main__
+        own = {part.lower(): module[part] for part in ("FINDING", "SETTING", "COLUMNS", "claims", "draw")}
+        return cls(name=name, title=title, about=module["__doc__"], contenders=tuple(contenders), measure=measure, **own, **parts)
 
     def run(self, seeds: Sequence[int], quick: bool, path: Path | None = None) -> Results:
         """Measures every contender with every seed. With a path each record is kept there when it is made."""
@@ -213,12 +224,13 @@ class Experiment:
 
     def table(self, results: Results) -> str:
         """Markdown: a row for each contender."""
-        headings = ["", *(heading for heading, _ in self.columns.values()), "CPU s", "seeds"]
+        columns = {"parameters": ("parameters", ",.0f")} | self.columns
+        headings = ["", *(heading for heading, _ in columns.values()), "CPU s", "seeds"]
         lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
         for contender in self.contenders:
             mine = [record for record in results.records if record.contender == contender]
             if mine:
-                cells = [results.cell(contender, key, style) for key, (_, style) in self.columns.items()]
+                cells = [results.cell(contender, key, style) for key, (_, style) in columns.items()]
                 seconds = statistics.mean(record.cpu_seconds for record in mine)
                 lines.append("| " + " | ".join([contender, *cells, f"{seconds:.0f}", str(len(mine))]) + " |")
         return "\n".join(lines)
@@ -229,6 +241,8 @@ class Experiment:
         Raises:
             MissingData: matplotlib is not installed.
         """
+        from .drawing import headline  # here, because it reads Results
+
         try:
             import matplotlib
             from matplotlib.figure import Figure
@@ -239,6 +253,7 @@ class Experiment:
         with matplotlib.rc_context(style):
             figure = Figure(figsize=self.size, dpi=150, layout="constrained")
             self.draw(figure, results)
+            headline(figure, self.finding, self.setting)
             figure.savefig(path)
 
     def main(self) -> None:

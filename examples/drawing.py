@@ -46,6 +46,16 @@ def end_labels(axes: Any, x: float, results: Results, contenders: Iterable[str],
         axes.annotate(name, at, xytext=(6, 0), color=colour(name), **style)
 
 
+def accuracies(axes: Any, x: Sequence[float], results: Results, trained: float) -> None:
+    """Every contender's "accuracy" over x, from 0 to 1 and in percent, up to ``trained`` on grey. The axis of x is set before."""
+    axes.axvspan(x[0], trained, color=GREY, alpha=0.10, linewidth=0)
+    axes.set_ylim(0, 1.04)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    for contender in results.contenders:
+        curve(axes, x, results, contender, "accuracy", marker="o", markersize=4)
+    end_labels(axes, x[-1], results, results.contenders, "accuracy")
+
+
 def headline(figure: Any, finding: str, setting: str) -> None:
     """What the picture shows, and under it how it was measured."""
     figure.suptitle(finding, fontsize=14, fontweight="bold", color=INK, x=0.01, ha="left")

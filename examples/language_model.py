@@ -26,7 +26,7 @@ from xlstm_cuda import mLSTMBlockConfig, sLSTMBlockConfig, xLSTMLMModel, xLSTMLM
 from xlstm_cuda.cli.text import Windows, from_bytes
 
 from .common import Experiment, PositionedTransformer, Results, data_file, parameters, train
-from .drawing import curve, end_labels, headline
+from .drawing import curve, end_labels
 
 CONTEXT, BATCH, STEPS, BLOCKS, WIDTH = 256, 8, 600, 3, 56
 RATES = {"xLSTM[3:1]": 3e-3, "nn.LSTM, 2 layers": 1e-2, "Transformer, 3 blocks": 3e-3}
@@ -78,6 +78,10 @@ def state_bytes(state: Any) -> int:
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     return sum(map(state_bytes, state.values() if isinstance(state, dict) else state))
+
+
+FINDING = "Equal size, equal text: xLSTM learns from less, and its memory does not grow"
+SETTING = f"King James Bible; 156,000 weights; {STEPS} steps of {BATCH} windows of {CONTEXT} bytes; band: lowest to highest seed"
 
 
 def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
@@ -151,21 +155,14 @@ def draw(figure: Any, results: Results) -> None:
     keeping.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
     end_labels(keeping, LENGTHS[-1], results, results.contenders, "memory")
     end_labels(learning, thousands[-1], results, results.contenders, "curve")
-    headline(
-        figure,
-        "Equal size, equal text: xLSTM learns from less, and its memory does not grow",
-        f"King James Bible; 156,000 weights; {STEPS} steps of {BATCH} windows of {CONTEXT} bytes; band: lowest to highest seed",
-    )
 
 
 COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "bits": ("bits per byte, held out", ".3f"),
-    "speed": ("training, bytes per CPU second", ",.0f"), "kept": ("bytes kept at 16,384 of context", ",.0f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "language_model", "Language modelling beside nn.LSTM and a Transformer", __doc__, tuple(MODELS), measure,
-    COLUMNS, claims, draw, seeds=3, size=(13.0, 5.0),
-)  # fmt: skip
+    "bits": ("bits per byte, held out", ".3f"),
+    "speed": ("training, bytes per CPU second", ",.0f"),
+    "kept": ("bytes kept at 16,384 of context", ",.0f"),
+}
+EXPERIMENT = Experiment.of_module(measure, "Language modelling beside nn.LSTM and a Transformer", MODELS, size=(13.0, 5.0))
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -23,7 +23,7 @@ from xlstm_cuda.cli.text import Windows
 from xlstm_cuda.states import detach
 
 from .common import Experiment, Results, parameters, train
-from .drawing import curve, end_labels, headline
+from .drawing import curve, end_labels
 from .language_model import BATCH, BLOCKS, CONTEXT, LSTM, WIDTH, state_bytes, text, xlstm
 
 STEPS, LENGTH, TEXTS = 600, 32_768, 8
@@ -34,6 +34,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], float, bool]] = {
     "xLSTM[3:1], separate windows": (xlstm, 3e-3, False),
     "nn.LSTM, state carried": (LSTM, 1e-2, True),
 }
+
+
+FINDING = "32,768 bytes in one go: the loss stays level, the memory stays at 59 kB"
+SETTING = (
+    f"King James Bible, {TEXTS} held-out texts of {LENGTH:,} bytes; trained {STEPS} steps of {BATCH} windows of {CONTEXT}; "
+    "band: lowest to highest seed"
+)
 
 
 def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
@@ -118,23 +125,15 @@ def draw(figure: Any, results: Results) -> None:
         axes.set_xticks([256, 1024, 4096, 16_384], ["256", "1,024", "4,096", "16,384"])
         axes.set_xlabel("bytes read before")
         end_labels(axes, middles[-1], results, MODELS, key)
-    headline(
-        figure,
-        "32,768 bytes in one go: the loss stays level, the memory stays at 59 kB",
-        f"King James Bible, {TEXTS} held-out texts of {LENGTH:,} bytes; trained {STEPS} steps of {BATCH} windows of {CONTEXT}; "
-        "band: lowest to highest seed",
-    )
 
 
 COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "early": ("bits per byte at 256 to 1,024", ".3f"),
-    "late": ("at 16,384 to 32,768", ".3f"), "late afresh": ("the same bytes, afresh in each piece", ".3f"),
+    "early": ("bits per byte at 256 to 1,024", ".3f"),
+    "late": ("at 16,384 to 32,768", ".3f"),
+    "late afresh": ("the same bytes, afresh in each piece", ".3f"),
     "bytes": ("bytes of state", ",.0f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "long_context", "Long context: 32,768 steps with the state carried over", __doc__, tuple(MODELS), measure,
-    COLUMNS, claims, draw, seeds=3, size=(13.0, 5.0),
-)  # fmt: skip
+}
+EXPERIMENT = Experiment.of_module(measure, "Long context: 32,768 steps with the state carried over", MODELS, size=(13.0, 5.0))
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -23,7 +23,7 @@ from torch.nn.functional import l1_loss
 import xlstm_cuda
 
 from .common import Experiment, Results, data_file, parameters, train
-from .drawing import curve, end_labels, headline
+from .drawing import curve, end_labels
 
 DAY, WEEK, PAST = 48, 336, 144
 PLAIN = ("linear", "last week")
@@ -71,6 +71,13 @@ def series() -> dict[str, Any]:
         "linear": (a @ weight).float(), "scale": scale.item(),
         "trained": trained, "test": TRAINED - WEEK - PAST, "parameters": weight.numel(),
     }  # fmt: skip
+
+
+FINDING = "The sLSTM sharpens a linear forecast; alone it only draws level"
+SETTING = (
+    f"Electricity of England and Wales, half-hourly, four weeks of test; {STEPS} steps of {BATCH} weeks; "
+    "band: lowest to highest seed"
+)
 
 
 def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
@@ -124,20 +131,13 @@ def draw(figure: Any, results: Results) -> None:
         )
     axes.set(xlabel="hours ahead", ylabel="mean absolute error, MW", xlim=(0, 24), ylim=(0, 720))
     end_labels(axes, 24, results, names, "by half hour")
-    headline(
-        figure,
-        "The sLSTM sharpens a linear forecast; alone it only draws level",
-        f"Electricity of England and Wales, half-hourly, four weeks of test; {STEPS} steps of {BATCH} weeks; "
-        "band: lowest to highest seed",
-    )
 
 
 CONTENDERS = ("linear + sLSTM", "linear + mLSTM", "linear + nn.LSTM", "sLSTM alone", "nn.LSTM alone", *PLAIN)
-COLUMNS = {"parameters": ("parameters", ",.0f"), "error": ("mean absolute error, MW", ".0f")}
-EXPERIMENT = Experiment(
-    "seasonal_forecast", "Seasonal forecasts: electricity of the next day", __doc__, CONTENDERS, measure,
-    COLUMNS, claims, draw, seeds=5, without_seed=PLAIN,
-)  # fmt: skip
+COLUMNS = {"error": ("mean absolute error, MW", ".0f")}
+EXPERIMENT = Experiment.of_module(
+    measure, "Seasonal forecasts: electricity of the next day", CONTENDERS, seeds=5, without_seed=PLAIN
+)
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -21,7 +21,7 @@ import xlstm_cuda
 from bench.transformer import TransformerLM
 
 from .common import Experiment, Layered, Results, parameters, train
-from .drawing import GREY, curve, end_labels, headline
+from .drawing import GREY, accuracies
 
 ELEMENTS = list(itertools.permutations(range(3)))
 PRODUCT = torch.tensor([[ELEMENTS.index(tuple(a[b[i]] for i in range(3))) for b in ELEMENTS] for a in ELEMENTS])
@@ -42,6 +42,10 @@ def words(count: int, length: int, generator: torch.Generator) -> tuple[Tensor, 
     for t in range(1, length):
         products.append(PRODUCT[elements[:, t], products[-1]])
     return elements, torch.stack(products, 1)
+
+
+FINDING = "Memory that mixes tracks a state 32 times longer than it was trained on"
+SETTING = f"Product in the group S3; {STEPS} steps of {BATCH} words for everyone; band: lowest to highest seed; dotted: guessing"
 
 
 def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
@@ -78,32 +82,17 @@ def claims(results: Results) -> dict[str, bool]:
 
 def draw(figure: Any, results: Results) -> None:
     axes = figure.subplots()
-    for contender in results.contenders:
-        lengths = LENGTHS[: len(results.of(contender, "accuracy")[0])]
-        curve(axes, lengths, results, contender, "accuracy", marker="o", markersize=4)
-    axes.axvspan(LENGTHS[0], LONGEST, color=GREY, alpha=0.10, linewidth=0)
-    axes.text(LONGEST * 0.93, 0.62, "lengths\nin training", ha="right", color=GREY)
-    axes.axhline(1 / 6, color=GREY, linewidth=1, linestyle=":")
+    lengths = LENGTHS[: len(results.of(results.contenders[0], "accuracy")[0])]
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.set_ylim(0, 1.04)
+    accuracies(axes, lengths, results, trained=LONGEST)
+    axes.text(LONGEST * 0.93, 0.62, "lengths\nin training", ha="right", color=GREY)
+    axes.axhline(1 / 6, color=GREY, linewidth=1, linestyle=":")
     axes.set(xlabel="length of the word", ylabel="right answers")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    end_labels(axes, lengths[-1], results, results.contenders, "accuracy")
-    headline(
-        figure,
-        "Memory that mixes tracks a state 32 times longer than it was trained on",
-        f"Product in the group S3; {STEPS} steps of {BATCH} words for everyone; band: lowest to highest seed; dotted: guessing",
-    )
 
 
-COLUMNS = {
-    "parameters": ("parameters", ",.0f"), "at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f"),
-}  # fmt: skip
-EXPERIMENT = Experiment(
-    "state_tracking", "State tracking: products in the group S3", __doc__, tuple(MODELS), measure,
-    COLUMNS, claims, draw, seeds=5,
-)  # fmt: skip
+COLUMNS = {"at 32": ("right at length 32", ".3f"), "at the end": ("at 1024", ".3f")}
+EXPERIMENT = Experiment.of_module(measure, "State tracking: products in the group S3", MODELS, seeds=5)
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -88,6 +88,11 @@ def choose_what_is_played(config, items):
     items[:] = [item for item in items if item in kept]
 
 
+def pytest_runtest_setup():
+    """One thread for a test and its fixtures: tests run in parallel processes; those about threads choose their own number."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def played_device():
     """Tensors on "cuda" are played ones while a test runs."""
@@ -115,12 +120,6 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Tests run in parallel processes; those about threads choose their own number."""
-    torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,14 +12,8 @@ from tolerances import SLSTM_GRAD, SLSTM_H
 from torch import Tensor
 
 from xlstm_cuda import functional
-from xlstm_cuda.native import _C
 
 NAMES = ("h", "h_last", "c_last", "n_last", "m_last", "dx", "dR", "db", "dh0", "dc0", "dn0", "dm0")
-
-ISAS = [
-    pytest.param(isa, marks=() if isa in _C.cpu_isas() else pytest.mark.skip(reason=f"this CPU has no {isa}"))
-    for isa in ("baseline", "avx2", "avx512")
-]
 
 
 @dataclass
@@ -146,6 +141,35 @@ def assert_equals_separate(packed: dict[str, Tensor], case: Case, backend: str, 
         alone = run(one, backend, dtype)
         assert torch.equal(alone["h"], packed["h"][:, start:end]) and torch.equal(alone["dx"], packed["dx"][:, start:end])
         assert all(torch.equal(alone[name][0], packed[name][row]) for name in NAMES if name.endswith(("last", "0")))
+
+
+def assert_same_gradients(got: Callable[..., Tensor], expected: Callable[..., Tensor], case: Case) -> None:
+    """Two functions of x, R, b, h0, c0, n0, m0 with the same loss and the same gradients."""
+
+    def results(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaves = [t.clone().requires_grad_() for t in (case.x, case.R, case.b, *case.state)]
+        loss = function(*leaves)
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    torch.testing.assert_close(results(got), results(expected))
+
+
+def strided(t: Tensor, layout: str) -> Tensor:
+    """The same values in another layout: sliced, permuted, last-stride-2, transposed or offset."""
+    if layout == "sliced":
+        wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype, device=t.device)
+        wide[..., 2:-1] = t
+        return wide[..., 2:-1]
+    if layout == "permuted":
+        order = list(reversed(range(t.dim() - 1)))
+        return t.permute(*order, t.dim() - 1).contiguous().permute(*order, t.dim() - 1)
+    if layout == "last-stride-2":
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype, device=t.device)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+    if layout == "transposed":
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)  # offset
 
 
 def official_vanilla(x: Tensor, R: Tensor, b: Tensor) -> Tensor:

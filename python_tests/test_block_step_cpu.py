@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slstm_cases import ISAS
+from isa_fixture import isa_fixture
+from randomised import randomised
 from torch import nn
 
 from xlstm_cuda import (
@@ -16,7 +17,6 @@ from xlstm_cuda import (
     sLSTMBlockConfig,
     sLSTMLayerConfig,
 )
-from xlstm_cuda.native import _C
 from xlstm_cuda.ops import block_step_cpu
 
 
@@ -42,13 +42,7 @@ BLOCKS = {
     "sLSTM without convolution": lambda: slstm(conv1d_kernel_size=0),
     "sLSTM without feed-forward": lambda: slstm(D=20, feedforward=None, num_heads=1),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 @pytest.fixture
@@ -67,11 +61,7 @@ def native_calls(monkeypatch):
 
 
 def block_of(kind, dtype=torch.float64):
-    block = BLOCKS[kind]().to(dtype).eval()
-    with torch.no_grad():
-        for weight in block.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
-    return block
+    return randomised(BLOCKS[kind]().to(dtype).eval(), by=0.2)
 
 
 def steps(block, x, state=None, **options):

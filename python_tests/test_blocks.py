@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from randomised import randomised
 from torch.nn.functional import cross_entropy
 
 from xlstm_cuda import (
@@ -49,10 +50,7 @@ def build(kind, **options):
         "stack": lambda: xLSTMBlockStack(stack_config(mlstm=options, slstm=options)),
         "LM": lambda: xLSTMLMModel(stack_config(xLSTMLMModelConfig, mlstm=options, slstm=options, vocab_size=VOCAB)),
     }[kind]()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.2)
-    return model.eval()
+    return randomised(model, by=0.2).eval()
 
 
 def sample(kind, B=2, S=9, dtype=torch.float32):

@@ -112,19 +112,18 @@ def test_plan_builds_for_the_gpus_of_the_machine(machine, choice, lines, targets
     assert lines[-1].split(", ")[1] in plan.sentence and "nvcc 13.0" in plan.sentence
 
 
+#: nvcc -> what it builds for a GPU of this compute capability.
+TARGETS_OF_NVCC = {
+    "12.0": {"9.0": "90a-real"},
+    "12.4": {"10.0": "90-virtual"},
+    "12.8": {"10.0": "100-real", "10.3": "100-real", "12.0": "120-real", "12.1": "120-real"},
+    "12.9": {"10.3": "100f-real", "12.0": "120f-real", "8.8": "80-virtual"},
+}
+
+
 @pytest.mark.parametrize(
     "version,capability,target",
-    [
-        ("12.0", "9.0", "90a-real"),
-        ("12.4", "10.0", "90-virtual"),
-        ("12.8", "10.0", "100-real"),
-        ("12.8", "10.3", "100-real"),
-        ("12.8", "12.0", "120-real"),
-        ("12.8", "12.1", "120-real"),
-        ("12.9", "10.3", "100f-real"),
-        ("12.9", "12.0", "120f-real"),
-        ("12.9", "8.8", "80-virtual"),
-    ],
+    [(version, *pair) for version, targets in TARGETS_OF_NVCC.items() for pair in targets.items()],
 )
 def test_plan_knows_what_each_nvcc_knows(machine, version, capability, target):
     machine.nvcc(version)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import peak_memory
 import pytest
@@ -28,6 +29,14 @@ def large(**options):
 def stack():
     layer = sLSTMLayerConfig(num_heads=2)
     return xLSTMBlockStack(xLSTMBlockStackConfig(slstm_block=sLSTMBlockConfig(layer), embedding_dim=16, num_blocks=2))
+
+
+def save(weights, file):
+    """In the format of the file's suffix."""
+    if file.suffix == ".safetensors":
+        pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file(weights, file)
+    else:
+        torch.save(weights, file)
 
 
 def same(a, b):
@@ -96,12 +105,8 @@ def test_weights_that_do_not_fit_raise_and_leave_the_model_as_it_was(tmp_path, c
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_truncated_and_foreign_files_raise(tmp_path, suffix):
-    pytest.importorskip("safetensors", reason="pip install safetensors")
-    from safetensors.torch import save_file
-
     file = tmp_path / f"weights{suffix}"
-    weights = large().state_dict()
-    save_file(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
+    save(large().state_dict(), file)
     whole = file.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:3], b"", b"not a checkpoint at all"):
         file.write_bytes(content)
@@ -110,8 +115,7 @@ def test_truncated_and_foreign_files_raise(tmp_path, suffix):
 
 
 def test_truncated_index_and_config_raise(tmp_path):
-    save_file = pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file
-    save_file(large().state_dict(), tmp_path / "model.safetensors")
+    save(large().state_dict(), tmp_path / "model.safetensors")
     for content, message in (('{"hidden_size": 3', "not readable JSON"), ("[1]", "got list, expected a JSON object")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=rf"config\.json: {message}"):
@@ -138,17 +142,20 @@ def test_tied_weights_are_kept_once_in_safetensors(tmp_path):
     assert same(source, target) and target.lm_head.weight is target.token_embedding.weight
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_another_models_weights_raise_and_leave_the_model_as_it_was(tmp_path, suffix):
-    save_file = pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file
-    file = tmp_path / f"weights{suffix}"
-    weights = stack().state_dict()
-    save_file(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
+def assert_refused(file, message):
+    """The error names the file and says this, and the model that should have the weights is as it was."""
     model, before = large(), large()
     before.load_state_dict(model.state_dict())
-    with pytest.raises(ValueError, match=rf"weights\{suffix}: got no embedding.weight, .*expected by xLSTMLarge"):
+    with pytest.raises(ValueError, match=rf"{re.escape(file.name)}: {message}"):
         checkpoints.load(file, model)
     assert same(model, before)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_another_models_weights_raise_and_leave_the_model_as_it_was(tmp_path, suffix):
+    file = tmp_path / f"weights{suffix}"
+    save(stack().state_dict(), file)
+    assert_refused(file, "got no embedding.weight, .*expected by xLSTMLarge")
 
 
 def test_other_kinds_of_content_raise(tmp_path):
@@ -171,10 +178,6 @@ def test_other_kinds_of_content_raise(tmp_path):
 
 
 # ---------------------------------------------------------------- files that somebody made
-
-
-def save_safetensors(weights, file):
-    pytest.importorskip("safetensors.torch", reason="pip install safetensors").save_file(weights, file)
 
 
 def write_config(folder, **changes):
@@ -218,12 +221,8 @@ def test_a_file_without_permission_is_the_systems_error(tmp_path):
 def test_weights_of_another_dtype_raise(tmp_path, suffix, dtype):
     weights, file = large().state_dict(), tmp_path / f"weights{suffix}"
     weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
-    save_safetensors(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
-    model, before = large(), large()
-    before.load_state_dict(model.state_dict())
-    with pytest.raises(ValueError, match=rf"weights\{suffix}: lm_head\.weight: got dtype {str(dtype)[6:]}, expected float32 or"):
-        checkpoints.load(file, model)
-    assert same(model, before)
+    save(weights, file)
+    assert_refused(file, rf"lm_head\.weight: got dtype {str(dtype)[6:]}, expected float32 or")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -261,7 +260,7 @@ def test_an_index_never_leads_out_of_its_folder(tmp_path, form):
     outside, folder = tmp_path / "outside", tmp_path / "folder"
     outside.mkdir()
     folder.mkdir()
-    save_safetensors(large().state_dict(), outside / "model.safetensors")
+    save(large().state_dict(), outside / "model.safetensors")
     name = {"parent": "../outside/model.safetensors", "absolute": str(outside / "model.safetensors")}.get(form, "a.safetensors")
     if form == "link":
         (folder / name).symlink_to(outside / "model.safetensors")
@@ -280,7 +279,7 @@ def test_an_index_never_leads_out_of_its_folder(tmp_path, form):
 def test_a_config_never_leads_out_of_its_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     write_config(tmp_path)
-    save_safetensors(large().state_dict(), tmp_path / "folder" / "model.safetensors")
+    save(large().state_dict(), tmp_path / "folder" / "model.safetensors")
     (tmp_path / "folder" / "config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"config\.json: leads to .*outside"):
         checkpoints.load(tmp_path / "folder")
@@ -291,7 +290,7 @@ def test_the_hugging_face_cache_is_read_through_its_links(tmp_path):
     blobs, snapshot = cache / "blobs", cache / "snapshots" / "0123abcd"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
-    save_safetensors(source.state_dict(), blobs / "77aa.safetensors")
+    save(source.state_dict(), blobs / "77aa.safetensors")
     (blobs / "77aa.safetensors").rename(blobs / "77aa")
     (blobs / "88bb").write_text(json.dumps(CONFIG))
     (snapshot / "model.safetensors").symlink_to("../../blobs/77aa")
@@ -305,7 +304,7 @@ def test_the_hugging_face_cache_is_read_through_its_links(tmp_path):
     ids=repr,
 )
 def test_an_odd_index_raises(tmp_path, names):
-    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    save(large().state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index_of(names))
     with pytest.raises(ValueError, match=r"bin: leads nowhere|index\.json: got "):
         checkpoints.load(tmp_path, large())
@@ -319,7 +318,7 @@ def test_an_index_that_names_a_missing_or_impossible_file_raises(tmp_path):
 
 
 def test_two_indices_raise(tmp_path):
-    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    save(large().state_dict(), tmp_path / "model.safetensors")
     for name in ("a", "b"):
         (tmp_path / f"{name}.safetensors.index.json").write_text(index_of({"lm_head.weight": "model.safetensors"}))
     with pytest.raises(ValueError, match=r"b\.safetensors\.index\.json: got a second index beside a\.safetensors"):
@@ -348,7 +347,7 @@ def test_json_that_is_hard_to_read_raises(tmp_path, content):
     ids=str,
 )  # fmt: skip
 def test_a_config_that_describes_no_model_raises_without_memory(tmp_path, change):
-    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    save(large().state_dict(), tmp_path / "model.safetensors")
     write_config(tmp_path, **change)
     with peak_memory.measured() as peak, pytest.raises(ValueError) as raised:
         checkpoints.load(tmp_path)
@@ -357,7 +356,7 @@ def test_a_config_that_describes_no_model_raises_without_memory(tmp_path, change
 
 
 def test_shapes_are_compared_before_memory_is_taken(tmp_path):
-    save_safetensors(large().state_dict(), tmp_path / "model.safetensors")
+    save(large().state_dict(), tmp_path / "model.safetensors")
     write_config(tmp_path, embedding_dim=16384, num_blocks=2)  # 10 GB
     with peak_memory.measured() as peak, pytest.raises(ValueError, match="size mismatch"):
         checkpoints.load(tmp_path)
@@ -368,7 +367,7 @@ def test_shapes_are_compared_before_memory_is_taken(tmp_path):
 def test_weights_are_mapped_not_copied(tmp_path, suffix):
     source, target = (large(vocab_size=400_000) for _ in range(2))  # 2 * 51 MB each
     file, taken = tmp_path / f"weights{suffix}", []
-    save_safetensors(source.state_dict(), file) if suffix == ".safetensors" else torch.save(source.state_dict(), file)
+    save(source.state_dict(), file)
     target.register_load_state_dict_pre_hook(lambda *_: taken.append(peak_memory.resident("RssAnon")))
     before = peak_memory.resident("RssAnon")
     checkpoints.load(file, target)

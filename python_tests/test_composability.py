@@ -8,38 +8,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from randomised import randomised
 from torch import distributed, nn
 
-from xlstm_cuda import (
-    mLSTM,
-    mLSTMBlockConfig,
-    mLSTMLayerConfig,
-    sLSTM,
-    sLSTMBlockConfig,
-    sLSTMLayerConfig,
-    xLSTMLarge,
-    xLSTMLargeConfig,
-    xLSTMLMModel,
-    xLSTMLMModelConfig,
-)
+import xlstm_cuda
+from xlstm_cuda import mLSTM, sLSTM
 from xlstm_cuda.weights import is_plain
 
 VOCAB = 30
 
 
 def lm():
-    return xLSTMLMModel(
-        xLSTMLMModelConfig(
+    return xlstm_cuda.xLSTMLMModel(
+        xlstm_cuda.xLSTMLMModelConfig(
             vocab_size=VOCAB, embedding_dim=32, num_blocks=2, slstm_at=[1],
-            mlstm_block=mLSTMBlockConfig(mLSTMLayerConfig(num_heads=2)),
-            slstm_block=sLSTMBlockConfig(sLSTMLayerConfig(num_heads=2, recurrent_weight_init="standard")),
+            mlstm_block=xlstm_cuda.mLSTMBlockConfig(xlstm_cuda.mLSTMLayerConfig(num_heads=2)),
+            slstm_block=xlstm_cuda.sLSTMBlockConfig(xlstm_cuda.sLSTMLayerConfig(num_heads=2, recurrent_weight_init="standard")),
         )
     )  # fmt: skip
 
 
 def large(weight_mode="single"):
-    return xLSTMLarge(
-        xLSTMLargeConfig(
+    return xlstm_cuda.xLSTMLarge(
+        xlstm_cuda.xLSTMLargeConfig(
             embedding_dim=32, num_heads=2, num_blocks=2, vocab_size=VOCAB, return_last_states=True, weight_mode=weight_mode
         )
     )
@@ -64,14 +55,6 @@ def stepped(model, idx):
         y, state = model.step(token, state) if hasattr(model, "step") else model(token, state)
         out.append(y)
     return torch.cat(out, 1)
-
-
-def randomised(model):
-    """Every weight away from its start, where gates ignore their input."""
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.05)
-    return model
 
 
 def holders(model) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from randomised import randomised
 from torch import distributed
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -200,11 +201,7 @@ MODULES = {
 
 
 def build(kind):
-    model = MODULES[kind]().double()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    return model
+    return randomised(MODULES[kind]().double(), by=0.1)
 
 
 def one_model(group, *, kind, split="uneven", borders=None, resets=False, given=True):

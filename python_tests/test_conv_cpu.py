@@ -6,11 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from slstm_cases import ISAS
+from isa_fixture import isa_fixture
 from torch.nn.functional import conv1d, pad
 
 from xlstm_cuda.blocks.conv import CausalConv1d, _DepthwiseConv
-from xlstm_cuda.native import _C
 from xlstm_cuda.ops import conv_cpu
 
 
@@ -22,11 +21,7 @@ def of_pytorch(x, weight, bias):
     return conv1d(x.transpose(1, 2), weight.t().unsqueeze(1), bias, groups=weight.shape[1]).transpose(1, 2)
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 8, 4), (3, 128, 16, 2), (2, 300, 70, 7), (1, 2, 3, 6)], ids=str)

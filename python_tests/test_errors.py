@@ -11,6 +11,7 @@ import xlstm_cuda
 from xlstm_cuda import MLSTMState, SLSTMState, functional
 
 B, S, NH, DHQK, DHHV, DH = 2, 5, 3, 8, 16, 8
+OPERANDS = {"mlstm": "qkvif", "slstm": "xRb"}
 
 
 def mlstm_operands() -> dict:
@@ -38,6 +39,18 @@ def slstm_state() -> tuple:
 def raises(error: type, *parts: str):
     """The error's message holds every part, in this order."""
     return pytest.raises(error, match="(?s)" + ".*".join(re.escape(part) for part in parts))
+
+
+def call(op: str, **change) -> None:
+    """The op on good operands but for the change, of an operand or an option."""
+    arguments = (mlstm_operands() if op == "mlstm" else slstm_operands()) | change
+    operands = [arguments.pop(name) for name in OPERANDS[op]]
+    getattr(functional, op)(*operands, **arguments)
+
+
+def names_the_change(value: object) -> str:
+    """For the ids of cases (change, error, parts)."""
+    return next(iter(value)) if isinstance(value, dict) else ""
 
 
 @pytest.mark.parametrize("backend", [None, "cpu", "reference"])
@@ -72,13 +85,11 @@ def raises(error: type, *parts: str):
         ({"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)}, ValueError, ("cu_seqlens", "B = 1", "B = 2")),
         ({"cu_seqlens": torch.tensor([0, 5])}, TypeError, ("cu_seqlens", "int64", "int32")),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=names_the_change,
 )
 def test_mlstm_raises(change, error, parts, backend):
-    arguments = {"backend": backend, **mlstm_operands(), **change}
-    operands = [arguments.pop(name) for name in "qkvif"]
     with raises(error, *parts):
-        functional.mlstm(*operands, **arguments)
+        call("mlstm", **{"backend": backend, **change})
 
 
 @pytest.mark.parametrize("borders", [[0, 3], [1, 5], [0, 4, 2, 5], [-1, 5], []], ids=str)
@@ -112,13 +123,11 @@ def test_cu_seqlens_must_rise_from_0_to_S(op, borders):
         ({"state": tuple(x.double() for x in slstm_state())}, TypeError, ("state.h", "float64", "float32")),
         ({"backend": "numpy"}, ValueError, ("backend", "'numpy'")),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=names_the_change,
 )
 def test_slstm_raises(change, error, parts, backend):
-    arguments = {"backend": backend, **slstm_operands(), **change}
-    operands = [arguments.pop(name) for name in "xRb"]
     with raises(error, *parts):
-        functional.slstm(*operands, **arguments)
+        call("slstm", **{"backend": backend, **change})
 
 
 def test_steps_raise_for_a_sequence_and_for_a_missing_state():

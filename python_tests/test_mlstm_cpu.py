@@ -10,11 +10,10 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
+from isa_fixture import isa_fixture
 from mlstm_cases import Case
-from slstm_cases import ISAS
 
 from xlstm_cuda import functional
-from xlstm_cuda.native import _C
 
 ALL_OPTIONS = (
     {"eps": 0.0},
@@ -22,13 +21,7 @@ ALL_OPTIONS = (
     {"igate": "sigmoid", "eps": 0.0},
     {"igate": "sigmoid", "normalize": False},
 )
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 @contextlib.contextmanager

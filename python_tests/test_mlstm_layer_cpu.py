@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slstm_cases import ISAS
+from isa_fixture import isa_fixture
+from randomised import randomised
 from torch import nn
 
 from xlstm_cuda import mLSTMLayer, mLSTMLayerConfig
-from xlstm_cuda.native import _C
 from xlstm_cuda.ops import mlstm_layer_cpu
 
 #: B, S, D, NH, qkv_proj_blocksize, bias, conv1d_kernel_size: steps beside tiles and vectors, blocks from one feature to a tile.
 SHAPES = [(2, 70, 32, 2, 4, False, 4), (1, 1, 32, 4, 16, True, 4), (3, 2, 64, 2, 1, True, 8), (1, 300, 32, 2, 64, False, 1)]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 @pytest.fixture
@@ -43,11 +37,7 @@ def native_calls(monkeypatch):
 
 def layer_of(D, NH, block, bias, K, dtype=torch.float64):
     config = mLSTMLayerConfig(embedding_dim=D, num_heads=NH, qkv_proj_blocksize=block, bias=bias, conv1d_kernel_size=K)
-    layer = mLSTMLayer(config).to(dtype)
-    with torch.no_grad():
-        for weight in layer.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
-    return layer
+    return randomised(mLSTMLayer(config).to(dtype), by=0.2)
 
 
 def state_of(layer, B, dtype=torch.float64):

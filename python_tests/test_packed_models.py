@@ -2,22 +2,11 @@
 
 import pytest
 import torch
+from randomised import randomised
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xlstm_cuda import (
-    mLSTM,
-    mLSTMBlockConfig,
-    mLSTMLayerConfig,
-    sLSTM,
-    sLSTMBlockConfig,
-    sLSTMLayerConfig,
-    xLSTMBlockStackConfig,
-    xLSTMLarge,
-    xLSTMLargeConfig,
-    xLSTMLMModel,
-    xLSTMLMModelConfig,
-)
+import xlstm_cuda
 from xlstm_cuda.blocks import mLSTMBlock, mLSTMLayer, sLSTMBlock, sLSTMLayer, xLSTMBlockStack
 
 D, VOCAB = 16, 20
@@ -25,17 +14,17 @@ LENGTHS = [[5, 1, 7], [3], [0, 4, 0, 0, 2, 9, 0], [1, 1, 1], [70, 2, 65], [0]]
 
 
 def slstm_config(**changes):
-    return sLSTMLayerConfig(embedding_dim=D, num_heads=2, recurrent_weight_init="standard", **changes)
+    return xlstm_cuda.sLSTMLayerConfig(embedding_dim=D, num_heads=2, recurrent_weight_init="standard", **changes)
 
 
 def mlstm_config(**changes):
-    return mLSTMLayerConfig(embedding_dim=D, num_heads=2, **changes)
+    return xlstm_cuda.mLSTMLayerConfig(embedding_dim=D, num_heads=2, **changes)
 
 
 def lm_config():
     return dict(
         embedding_dim=D, num_blocks=2, slstm_at=[1],
-        mlstm_block=mLSTMBlockConfig(mlstm_config()), slstm_block=sLSTMBlockConfig(slstm_config()),
+        mlstm_block=xlstm_cuda.mLSTMBlockConfig(mlstm_config()), slstm_block=xlstm_cuda.sLSTMBlockConfig(slstm_config()),
     )  # fmt: skip
 
 
@@ -44,24 +33,20 @@ MODELS = {
     "mLSTMLayer without convolution": lambda: mLSTMLayer(mlstm_config(conv1d_kernel_size=0)),
     "mLSTMLayer kernel 1": lambda: mLSTMLayer(mlstm_config(conv1d_kernel_size=1)),
     "sLSTMLayer": lambda: sLSTMLayer(slstm_config()),
-    "mLSTMBlock": lambda: mLSTMBlock(mLSTMBlockConfig(mlstm_config())),
-    "sLSTMBlock": lambda: sLSTMBlock(sLSTMBlockConfig(slstm_config())),
-    "stack": lambda: xLSTMBlockStack(xLSTMBlockStackConfig(**lm_config())),
-    "LM": lambda: xLSTMLMModel(xLSTMLMModelConfig(vocab_size=VOCAB, **lm_config())),
-    "Large": lambda: xLSTMLarge(
-        xLSTMLargeConfig(embedding_dim=D, num_heads=2, num_blocks=2, vocab_size=VOCAB, return_last_states=True)
+    "mLSTMBlock": lambda: mLSTMBlock(xlstm_cuda.mLSTMBlockConfig(mlstm_config())),
+    "sLSTMBlock": lambda: sLSTMBlock(xlstm_cuda.sLSTMBlockConfig(slstm_config())),
+    "stack": lambda: xLSTMBlockStack(xlstm_cuda.xLSTMBlockStackConfig(**lm_config())),
+    "LM": lambda: xlstm_cuda.xLSTMLMModel(xlstm_cuda.xLSTMLMModelConfig(vocab_size=VOCAB, **lm_config())),
+    "Large": lambda: xlstm_cuda.xLSTMLarge(
+        xlstm_cuda.xLSTMLargeConfig(embedding_dim=D, num_heads=2, num_blocks=2, vocab_size=VOCAB, return_last_states=True)
     ),
-    "sLSTM": lambda: sLSTM(D, 8, 2, num_heads=2, batch_first=True, bidirectional=True),
-    "mLSTM": lambda: mLSTM(D, 8, 2, num_heads=2, batch_first=True, bidirectional=True),
+    "sLSTM": lambda: xlstm_cuda.sLSTM(D, 8, 2, num_heads=2, batch_first=True, bidirectional=True),
+    "mLSTM": lambda: xlstm_cuda.mLSTM(D, 8, 2, num_heads=2, batch_first=True, bidirectional=True),
 }
 
 
 def build(kind):
-    model = MODELS[kind]().double()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    return model
+    return randomised(MODELS[kind]().double(), by=0.1)
 
 
 def run(kind, model, x, state=None, cu_seqlens=None):
@@ -171,4 +156,4 @@ def test_borders_that_do_not_fit_raise(kind):
 def test_borders_beside_a_packed_sequence_raise():
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, D)])
     with pytest.raises(ValueError, match="cu_seqlens: got borders beside a PackedSequence"):
-        sLSTM(D, 8, num_heads=2)(packed, cu_seqlens=torch.tensor([0, 3]).int())
+        xlstm_cuda.sLSTM(D, 8, num_heads=2)(packed, cu_seqlens=torch.tensor([0, 3]).int())

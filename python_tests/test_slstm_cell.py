@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slstm_cases import ISAS
+from isa_fixture import isa_fixture
 from torch import Tensor
 
 from xlstm_cuda import functional
@@ -17,13 +17,7 @@ from xlstm_cuda.native import _C
 
 INF = float("inf")
 NAN = float("nan")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 def gate_function(name: str, x: Tensor | list[float]) -> Tensor:

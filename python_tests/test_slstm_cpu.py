@@ -10,17 +10,19 @@ import sys
 
 import pytest
 import torch
+from isa_fixture import ISAS, isa_fixture
 from slstm_cases import (
-    ISAS,
     NAMES,
     PACKED_LENGTHS,
     assert_close,
     assert_equals_separate,
+    assert_same_gradients,
     error,
     make_case,
     official_vanilla,
     packed_case,
     run,
+    strided,
 )
 
 from xlstm_cuda import functional
@@ -33,13 +35,7 @@ GRID = [
     pytest.param(S, *next(SHAPES), dtypes, id=f"S{S}-{'-'.join(str(d)[6:] for d in dtypes)}")
     for S, dtypes in itertools.product(STEPS, ((torch.float32, torch.bfloat16), (torch.float32, torch.float64)))
 ]
-
-
-@pytest.fixture
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 def each_isa():
@@ -65,7 +61,6 @@ def test_slstm_equals_the_reference(S, B, NH, DH, dtypes):
         assert_close(run(case, "cpu", dtype), truth, dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_slstm_takes_float32_weights_with_half_precision_inputs(dtype, isa):
     case = make_case(2, 9, 2, 12)
@@ -147,7 +142,6 @@ def test_nan_ends_at_a_reset():
     assert h[0, 4:6].isnan().all() and h[0, 6:].isfinite().all() and h[1].isfinite().all()
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("long_memory", [False, True], ids=["", "long-memory"])
 def test_error_does_not_grow_with_the_sequence(long_memory, isa):
     errors = {}
@@ -168,7 +162,6 @@ def test_error_does_not_grow_with_the_sequence(long_memory, isa):
 # ---- resets, packed sequences, states
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("state", [False, True], ids=["fresh", "state"])
 def test_reset_starts_a_sample_afresh(state, isa):
     case = make_case(4, 23, 2, 10, state=state)
@@ -179,7 +172,6 @@ def test_reset_starts_a_sample_afresh(state, isa):
     assert_close(run(case, "cpu", torch.float64), run(case, "reference"), torch.float64)
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("with_reset", [False, True], ids=["", "reset"])
 @pytest.mark.parametrize("lengths", PACKED_LENGTHS, ids=str)
 def test_cu_seqlens_equals_separate_sequences(lengths, with_reset, isa):
@@ -277,24 +269,6 @@ def test_step_equals_one_step_of_the_sequence(dtype, forget_gate):
 # ---- layouts
 
 
-def strided(t: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values in another layout."""
-    if layout == "sliced":
-        wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype)
-        wide[..., 2:-1] = t
-        return wide[..., 2:-1]
-    if layout == "permuted":
-        order = list(reversed(range(t.dim() - 1)))
-        return t.permute(*order, t.dim() - 1).contiguous().permute(*order, t.dim() - 1)
-    if layout == "last-stride-2":
-        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
-        wide[..., ::2] = t
-        return wide[..., ::2]
-    if layout == "transposed":
-        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
-    return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)  # offset
-
-
 @pytest.mark.parametrize("layout", ["sliced", "permuted", "last-stride-2", "transposed", "offset"])
 @pytest.mark.parametrize("DH", [1, 8, 9])
 def test_slstm_does_not_depend_on_the_layout(layout, DH):
@@ -322,7 +296,6 @@ def test_slstm_takes_expanded_operands_and_gradients():
 # ---- bits
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_bits_do_not_depend_on_the_number_of_threads(dtype, isa):
     before, results = torch.get_num_threads(), []
@@ -338,7 +311,6 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype, isa):
                 assert torch.equal(results[0][name], other[name]), name
 
 
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("DH", [5, 32])
 def test_bits_of_a_row_do_not_depend_on_the_others(DH, isa):
     case = make_case(19, 9, 2, DH)
@@ -433,13 +405,7 @@ def test_compiles_into_one_graph_forward_and_backward(dynamic):
     compiled = torch.compile(call, fullgraph=True, dynamic=dynamic)
     for S in (5, 9):
         case = make_case(2, S, 2, 6).to(torch.float32)
-        gradients = []
-        for function in (call, compiled):
-            leaves = [t.clone().requires_grad_() for t in (case.x, case.R, case.b, *case.state)]
-            loss = function(*leaves)
-            gradients.append((loss, *torch.autograd.grad(loss, leaves)))
-        for got, expected in zip(*gradients):
-            torch.testing.assert_close(got, expected)
+        assert_same_gradients(compiled, call, case)
 
 
 def test_step_compiles_into_one_graph():

@@ -9,7 +9,7 @@ import pytest
 import tolerances
 import torch
 from backend_fixture import KERNELS, backend_fixture
-from slstm_cases import device_of, make_case, official_vanilla, run
+from slstm_cases import assert_same_gradients, device_of, make_case, official_vanilla, run
 
 import xlstm_cuda
 from xlstm_cuda import functional
@@ -73,13 +73,7 @@ def test_compiles_into_one_graph_forward_and_backward(checkpoint_every, device):
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True)
     case = make_case(2, 5, 2, 8).to(torch.float32).on(device)
-    gradients = []
-    for function in (call, compiled):
-        leaves = [t.clone().requires_grad_() for t in (case.x, case.R, case.b, *case.state)]
-        loss = function(*leaves)
-        gradients.append((loss, *torch.autograd.grad(loss, leaves)))
-    for got, expected in zip(*gradients):
-        torch.testing.assert_close(got, expected)
+    assert_same_gradients(compiled, call, case)
 
 
 def test_step_compiles_into_one_graph(device):

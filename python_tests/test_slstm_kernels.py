@@ -19,6 +19,7 @@ from slstm_cases import (
     packed_case,
     rounded,
     run,
+    strided,
 )
 
 import xlstm_cuda
@@ -381,22 +382,6 @@ def test_checkpoints_do_not_combine_with_cu_seqlens():
 
 
 # ---- layouts
-
-
-def strided(t: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values in another layout."""
-    if layout == "sliced":
-        wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype, device=t.device)
-        wide[..., 2:-1] = t
-        return wide[..., 2:-1]
-    if layout == "permuted":
-        order = list(reversed(range(t.dim() - 1)))
-        return t.permute(*order, t.dim() - 1).contiguous().permute(*order, t.dim() - 1)
-    if layout == "last-stride-2":
-        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype, device=t.device)
-        wide[..., ::2] = t
-        return wide[..., ::2]
-    return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)  # offset
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slstm_cases import ISAS
+from isa_fixture import isa_fixture
 
 from xlstm_cuda import sLSTM
-from xlstm_cuda.native import _C
 from xlstm_cuda.ops import slstm_layer_cpu
 
 #: B, S, features, NH, DH: whole vectors and less than a tile, rows beyond a tile of eight, slices of many steps, of one step (17
 #: rows of 2048 units), and a last one that is shorter.
 SHAPES = [(3, 40, 16, 2, 16), (9, 70, 48, 3, 32), (1, 1100, 80, 4, 16), (17, 3, 32, 4, 512), (2, 16, 32, 1, 48)]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    _C.select_cpu_isa(request.param)
-    yield request.param
-    _C.select_cpu_isa("")
+isa = isa_fixture()
 
 
 @pytest.fixture

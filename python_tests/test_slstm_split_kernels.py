@@ -227,27 +227,19 @@ def test_a_device_without_large_clusters_takes_the_grid_kernel():
     }
 
 
-def test_cluster_kernel_refuses_a_cluster_that_the_device_does_not_hold():
-    case = make_case(1, 2, 1, 392).to(torch.bfloat16)
+@pytest.mark.parametrize(
+    ("DH", "device", "words"),
+    [
+        (392, {"largest_cluster": 8}, r"DH 392 does not fit: .* holds no cluster of that size"),
+        (136, {"sm": 86}, "clusters need sm_90 or sm_100, this device is sm_86"),
+    ],
+    ids=["small clusters", "no clusters"],
+)
+def test_cluster_kernel_refuses_what_the_device_does_not_hold(DH, device, words):
+    case = make_case(1, 2, 1, DH).to(torch.bfloat16)
     if not xlstm_cuda.backends()["simt"]:
         pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    with (
-        forced_kernel("cluster"),
-        simt.options(largest_cluster=8),
-        pytest.raises(ValueError, match=r"DH 392 does not fit: .* holds no cluster of that size"),
-    ):
-        functional.slstm(case.x, case.R, case.b, backend="simt")
-
-
-def test_cluster_kernel_needs_sm_90():
-    case = make_case(1, 2, 1, 136).to(torch.bfloat16)
-    if not xlstm_cuda.backends()["simt"]:
-        pytest.skip(xlstm_cuda.backends()["simt"].reason)
-    with (
-        forced_kernel("cluster"),
-        simt.options(sm=86),
-        pytest.raises(ValueError, match="clusters need sm_90 or sm_100, this device is sm_86"),
-    ):
+    with forced_kernel("cluster"), simt.options(**device), pytest.raises(ValueError, match=words):
         functional.slstm(case.x, case.R, case.b, backend="simt")
 
 
@@ -307,6 +299,13 @@ def test_split_kernels_have_the_same_bits_with_40_random_schedules(dtype, kernel
             assert all(torch.equal(once[name], again[name]) for name in once), f"seed {seed}"
 
 
+def find_races(kernel, case, dtype=torch.bfloat16, **options):
+    """Runs forward and backward where each access is checked; a data race is an error of the executor's."""
+    backend = traced()
+    with simt.options(races=True, **options), forced_kernel(kernel):
+        run(case, backend, dtype)
+
+
 def race_case():
     case = make_case(3, 4, 1, 72)  # three blocks
     case.options["reset"] = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) < 0.25
@@ -315,18 +314,14 @@ def race_case():
 
 @pytest.mark.parametrize(("order", "landing"), [("lifo", "late"), ("random", "early"), ("starve", "random")])
 def test_split_kernels_have_no_data_race(order, landing, kernel):
-    backend = traced()
-    with simt.options(races=True, order=order, landing=landing), forced_kernel(kernel):
-        run(race_case(), backend, torch.bfloat16)
+    find_races(kernel, race_case(), order=order, landing=landing)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("order", simt.ORDERS)
 @pytest.mark.parametrize("landing", ["early", "late"])
 def test_split_kernels_with_rows_of_any_length_have_no_data_race(landing, order, kernel):
-    backend = traced()
-    with simt.options(races=True, order=order, landing=landing), forced_kernel(kernel):
-        run(tiny_case(), backend, torch.bfloat16)
+    find_races(kernel, tiny_case(), order=order, landing=landing)
 
 
 @pytest.mark.deep
@@ -342,6 +337,4 @@ def test_split_kernels_with_rows_of_any_length_have_no_data_race(landing, order,
     ],
 )
 def test_split_kernels_of_every_shape_have_no_data_race(kernel, DH, dtype, sm, order):
-    backend = traced()
-    with simt.options(races=True, order=order, sm=sm), forced_kernel(kernel):
-        run(make_case(3, 4, 1, DH), backend, dtype)
+    find_races(kernel, make_case(3, 4, 1, DH), dtype, order=order, sm=sm)

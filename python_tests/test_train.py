@@ -36,12 +36,8 @@ SETTINGS = Settings(context_length=16, embedding_dim=16, num_blocks=2, num_heads
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
-    """Runs go to a fresh folder, and the number of threads is as before afterwards."""
+    """Runs go to a fresh folder."""
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -84,6 +80,14 @@ def assert_one_line(error: str, *parts: str) -> None:
     assert len(error.splitlines()) == 1, error
     for part in parts:
         assert part in error
+
+
+def put(path: str, content: bytes | str | None) -> None:
+    """A file with this content, a "folder", or with None nothing."""
+    if content == "folder":
+        os.mkdir(path)
+    elif content is not None:
+        Path(path).write_bytes(content)
 
 
 def wait_for_step(folder: str, step: int, process: subprocess.Popen) -> None:
@@ -177,9 +181,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     text = folder / "text.txt"
     text.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 40)
-    threads = torch.get_num_threads()
     assert main(["train", *TINY, "--steps", "40", "--data", str(text), "--out", str(folder / "run")]) == 0
-    torch.set_num_threads(threads)
     return str(text), checkpoint.load(folder / "run/last.pt"), checkpoint.load(folder / "run/best.pt")
 
 
@@ -303,10 +305,7 @@ def test_resume_without_a_run(capsys):
     ids=["missing", "folder", "empty", "short"],
 )
 def test_bad_data_is_one_message_and_no_folder(capsys, content, said):
-    if content == "folder":
-        os.mkdir("text")
-    elif content is not None:
-        Path("text").write_bytes(content)
+    put("text", content)
     assert train("--data", "text", "--out", "run") == 1
     assert_one_line(capsys.readouterr().err, "--data", said)
     assert not os.path.exists("run")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from test_train import assert_one_line, assert_same
+from test_train import assert_one_line, assert_same, put
 
 from xlstm_cuda.cli import checkpoint, main, text, tokens
 from xlstm_cuda.cli.errors import CommandError
@@ -28,10 +28,6 @@ TINY = (
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_bytes(CONTENT)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_tokenizer(path: str, vocab_size: int = 280) -> str:
@@ -246,10 +242,7 @@ def test_two_processes_share_the_tokens():
     ids=["missing", "foreign", "binary", "folder"],
 )
 def test_bad_tokenizer_is_one_message(capsys, content, said):
-    if content == "folder":
-        os.mkdir("tok.json")
-    elif content is not None:
-        Path("tok.json").write_bytes(content)
+    put("tok.json", content)
     assert train("--data", "text.txt", "--tokenizer", "tok.json") == 1
     assert_one_line(capsys.readouterr().err, said)
     assert not os.path.exists("run")

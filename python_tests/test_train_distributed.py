@@ -43,10 +43,6 @@ def _own_folder(tmp_path, monkeypatch):
     """Runs go to a fresh folder with a text."""
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 40)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace xlstm::cpu {
 
 // y = W x + bias + beside for a few rows x (rows, K); W (outputs, K), y and beside (rows, outputs); bias and beside may be null.
@@ -87,28 +89,17 @@ struct SlstmBlockMemory {
 };
 
 // The parts, compiled once per instruction set: for row b, or for outputs [first, end) of all rows.
-#define XLSTM_BLOCK_STEP                                                                                   \
-  template <typename Real>                                                                                 \
-  void linear(const Linear<Real>& p, int64_t first, int64_t end);                                          \
-  template <typename Real>                                                                                 \
-  void norm_row(const Real* x, const Real* weight, Real eps, int64_t D, Real* y);                          \
-  template <typename Real>                                                                                 \
-  void mlstm_block_inputs(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b); \
-  template <typename Real>                                                                                 \
-  void mlstm_block_output(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b); \
-  template <typename Real>                                                                                 \
-  void slstm_block_cell(const SlstmBlockStep<Real>& p, const SlstmBlockMemory<Real>& memory, int64_t b);   \
-  template <typename Real>                                                                                 \
-  void gated(const Real* up, int64_t F, Real* inner);
-namespace baseline {
-XLSTM_BLOCK_STEP
-}
-namespace avx2 {
-XLSTM_BLOCK_STEP
-}
-namespace avx512 {
-XLSTM_BLOCK_STEP
-}
-#undef XLSTM_BLOCK_STEP
+// clang-format off
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> void linear(const Linear<Real>& p, int64_t first, int64_t end);
+  template <typename Real> void norm_row(const Real* x, const Real* weight, Real eps, int64_t D, Real* y);
+  template <typename Real>
+  void mlstm_block_inputs(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b);
+  template <typename Real>
+  void mlstm_block_output(const MlstmBlockStep<Real>& p, const MlstmBlockMemory<Real>& memory, int64_t b);
+  template <typename Real> void slstm_block_cell(const SlstmBlockStep<Real>& p, const SlstmBlockMemory<Real>& memory, int64_t b);
+  template <typename Real> void gated(const Real* up, int64_t F, Real* inner);
+)
+// clang-format on
 
 }  // namespace xlstm::cpu

@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace xlstm::cpu {
 
 struct ConvShape {
@@ -60,30 +62,18 @@ void read(R& r, ConvStep<Real>& p) {
   r("x", p.x)("held", p.held)("w", p.w)("b", p.b)("window", p.window)("y", p.y);
 }
 
-template <typename Real>
-void conv_step(const ConvStep<Real>& p, int threads);
-template <typename Real>
-void conv_forward(const ConvForward<Real>& p, int threads);
-template <typename Real>
-void conv_backward(const ConvBackward<Real>& p, int threads);
+// clang-format off
+template <typename Real> void conv_step(const ConvStep<Real>& p, int threads);
+template <typename Real> void conv_forward(const ConvForward<Real>& p, int threads);
+template <typename Real> void conv_backward(const ConvBackward<Real>& p, int threads);
 
 // Row b of a step, and steps [first, end) of a row, compiled once per instruction set; backward's are steps of the padded input.
-#define XLSTM_CONV_TILES                                                                     \
-  template <typename Real>                                                                   \
-  void conv_step_row(const ConvStep<Real>& p, int64_t b);                                    \
-  template <typename Real>                                                                   \
-  void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end); \
-  template <typename Real>                                                                   \
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> void conv_step_row(const ConvStep<Real>& p, int64_t b);
+  template <typename Real> void conv_forward_tile(const ConvForward<Real>& p, int64_t b, int64_t first, int64_t end);
+  template <typename Real>
   void conv_backward_tile(const ConvBackward<Real>& p, int64_t b, int64_t first, int64_t end, Real* sums);
-namespace baseline {
-XLSTM_CONV_TILES
-}
-namespace avx2 {
-XLSTM_CONV_TILES
-}
-namespace avx512 {
-XLSTM_CONV_TILES
-}
-#undef XLSTM_CONV_TILES
+)
+// clang-format on
 
 }  // namespace xlstm::cpu

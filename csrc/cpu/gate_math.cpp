@@ -6,29 +6,21 @@
 
 namespace xlstm::cpu {
 namespace XLSTM_ISA {
+namespace {
 
-void gate_math(GateFunction function, const float* __restrict__ x, float* __restrict__ y, int64_t count) {
-  switch (function) {
-    case GateFunction::kExp2:
-      for (int64_t j = 0; j < count; ++j) y[j] = device::exp2_approx(x[j]);
-      break;
-    case GateFunction::kLog2:
-      for (int64_t j = 0; j < count; ++j) y[j] = device::log2_approx(x[j]);
-      break;
-    case GateFunction::kLog2Of1p:
-      for (int64_t j = 0; j < count; ++j) y[j] = device::log2_1p(x[j]);
-      break;
-    case GateFunction::kRcp:
-      for (int64_t j = 0; j < count; ++j) y[j] = device::rcp_approx(x[j]);
-      break;
-    case GateFunction::kSigmoid:
-      for (int64_t j = 0; j < count; ++j) y[j] = device::sigmoid(x[j]);
-      break;
-    case GateFunction::kLogSigmoid:
-      for (int64_t j = 0; j < count; ++j) y[j] = device::log_sigmoid(x[j]);
-      break;
-  }
+template <float (*function)(float)>
+void over(const float* __restrict__ x, float* __restrict__ y, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) y[j] = function(x[j]);
 }
+
+constexpr void (*kOver[])(const float*, float*, int64_t) = {// in the order of GateFunction
+                                                            over<device::exp2_approx>, over<device::log2_approx>,
+                                                            over<device::log2_1p>,     over<device::rcp_approx>,
+                                                            over<device::sigmoid>,     over<device::log_sigmoid>};
+
+}  // namespace
+
+void gate_math(GateFunction function, const float* x, float* y, int64_t count) { kOver[static_cast<int>(function)](x, y, count); }
 
 }  // namespace XLSTM_ISA
 }  // namespace xlstm::cpu

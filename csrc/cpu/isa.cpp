@@ -1,5 +1,6 @@
 #include "cpu/isa.h"
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -8,6 +9,7 @@ namespace xlstm::cpu {
 namespace {
 
 constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512};
+constexpr std::array<const char*, 3> kNames = {"baseline", "avx2", "avx512"};  // in the same order
 
 bool supported(Isa isa) {
 #ifdef XLSTM_X86_64
@@ -50,17 +52,7 @@ std::atomic<int> chosen{kUnset};
 
 }  // namespace
 
-std::string isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::kBaseline:
-      return "baseline";
-    case Isa::kAvx2:
-      return "avx2";
-    case Isa::kAvx512:
-      return "avx512";
-  }
-  throw std::logic_error("isa_name: not an instruction set");
-}
+std::string isa_name(Isa isa) { return kNames.at(static_cast<size_t>(isa)); }
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;

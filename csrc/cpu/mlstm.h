@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/view.h"
+#include "cpu/isa.h"
 #include "cpu/mlstm_options.h"
 
 namespace xlstm::cpu {
@@ -63,26 +64,15 @@ void read(R& r, MlstmBackward<Real>& p) {
   r("dq", p.dq)("dk", p.dk)("dv", p.dv)("di", p.di)("df", p.df)("dC0", p.dC0)("dn0", p.dn0)("dm0", p.dm0);
 }
 
-template <typename Real>
-void mlstm_forward(const MlstmForward<Real>& p, int threads);
-template <typename Real>
-void mlstm_backward(const MlstmBackward<Real>& p, int threads);
+// clang-format off
+template <typename Real> void mlstm_forward(const MlstmForward<Real>& p, int threads);
+template <typename Real> void mlstm_backward(const MlstmBackward<Real>& p, int threads);
 
 // One head of one sequence (task = sequence NH + head), compiled once per instruction set.
-#define XLSTM_MLSTM_TASKS                                             \
-  template <typename Real>                                            \
-  void mlstm_forward_task(const MlstmForward<Real>& p, int64_t task); \
-  template <typename Real>                                            \
-  void mlstm_backward_task(const MlstmBackward<Real>& p, int64_t task);
-namespace baseline {
-XLSTM_MLSTM_TASKS
-}
-namespace avx2 {
-XLSTM_MLSTM_TASKS
-}
-namespace avx512 {
-XLSTM_MLSTM_TASKS
-}
-#undef XLSTM_MLSTM_TASKS
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> void mlstm_forward_task(const MlstmForward<Real>& p, int64_t task);
+  template <typename Real> void mlstm_backward_task(const MlstmBackward<Real>& p, int64_t task);
+)
+// clang-format on
 
 }  // namespace xlstm::cpu

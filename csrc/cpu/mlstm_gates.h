@@ -28,45 +28,32 @@ using Wide = typename WiderThan<Real>::type;
 
 // Gates of float, in double to 1e-11: functions without a branch, so that loops over them become vector code.
 
-XLSTM_DEVICE double double_of(uint64_t bits) {
-  double x;
-  __builtin_memcpy(&x, &bits, sizeof(x));
-  return x;
+template <typename To, typename From>
+XLSTM_DEVICE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
 }
-XLSTM_DEVICE uint64_t bits_of(double x) {
-  uint64_t bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  return bits;
+// Horner's rule, the coefficient of the highest power first.
+template <typename... Rest>
+XLSTM_DEVICE double polynomial(double z, double first, Rest... rest) {
+  double p = first;
+  ((p = p * z + rest), ...);
+  return p;
 }
 // exp(-y), y >= 0; z = x - n ln2 as in exp2_approx, and the Taylor series of exp(z).
 XLSTM_DEVICE double exp_minus(double y) {
   constexpr double round_to_integer = Exponential<double>::round;
   const double x = (y < 700 ? y : 700) * -device::Constants<double>::log2e, shifted = x + round_to_integer;
   const double z = (x - (shifted - round_to_integer)) * device::Constants<double>::ln2;
-  double p = z * (1. / 362880) + 1. / 40320;
-  p = p * z + 1. / 5040;
-  p = p * z + 1. / 720;
-  p = p * z + 1. / 120;
-  p = p * z + 1. / 24;
-  p = p * z + 1. / 6;
-  p = p * z + 1. / 2;
-  p = p * z + 1;
-  p = p * z + 1;
-  return double_of(bits_of(p) + (bits_of(shifted) << 52));
+  const double p = polynomial(z, 1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 1. / 2, 1., 1.);
+  return bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(shifted) << 52));
 }
 // log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3.
 XLSTM_DEVICE double log_sigmoid(double x, float) {
   const double e = exp_minus(x < 0 ? -x : x), s = e / (2 + e), s2 = s * s;
-  double p = s2 * (1. / 21) + 1. / 19;
-  p = p * s2 + 1. / 17;
-  p = p * s2 + 1. / 15;
-  p = p * s2 + 1. / 13;
-  p = p * s2 + 1. / 11;
-  p = p * s2 + 1. / 9;
-  p = p * s2 + 1. / 7;
-  p = p * s2 + 1. / 5;
-  p = p * s2 + 1. / 3;
-  p = p * s2 + 1;
+  const double p = polynomial(s2, 1. / 21, 1. / 19, 1. / 17, 1. / 15, 1. / 13, 1. / 11, 1. / 9, 1. / 7, 1. / 5, 1. / 3, 1.);
   return (x < 0 ? x : 0) - 2 * s * p;
 }
 // exp(x), x <= 0; the rounding of x to float is made up for.

@@ -69,28 +69,20 @@ void backward(const Pass& pass, int threads) {
 
 }  // namespace
 
-template <typename Real>
-void mlstm_layer_inputs(const MlstmLayerInputs<Real>& p, int threads) {
-  forward(p, threads);
-}
-template <typename Real>
-void mlstm_layer_output(const MlstmLayerOutput<Real>& p, int threads) {
-  forward(p, threads);
-}
-template <typename Real>
-void mlstm_layer_output_backward(const MlstmLayerOutputBackward<Real>& p, int threads) {
-  backward(p, threads);
-}
-template <typename Real>
-void mlstm_layer_inputs_backward(const MlstmLayerInputsBackward<Real>& p, int threads) {
-  backward(p, threads);
+template <typename Pass>
+void mlstm_layer(const Pass& pass, int threads) {
+  if constexpr (Pass::kSums) {
+    backward(pass, threads);
+  } else {
+    forward(pass, threads);
+  }
 }
 
-#define XLSTM_MLSTM_LAYER_OF(Real)                                                       \
-  template void mlstm_layer_inputs(const MlstmLayerInputs<Real>&, int);                  \
-  template void mlstm_layer_output(const MlstmLayerOutput<Real>&, int);                  \
-  template void mlstm_layer_output_backward(const MlstmLayerOutputBackward<Real>&, int); \
-  template void mlstm_layer_inputs_backward(const MlstmLayerInputsBackward<Real>&, int);
+#define XLSTM_MLSTM_LAYER_OF(Real)                                       \
+  template void mlstm_layer(const MlstmLayerInputs<Real>&, int);         \
+  template void mlstm_layer(const MlstmLayerOutput<Real>&, int);         \
+  template void mlstm_layer(const MlstmLayerOutputBackward<Real>&, int); \
+  template void mlstm_layer(const MlstmLayerInputsBackward<Real>&, int);
 XLSTM_MLSTM_LAYER_OF(float)
 XLSTM_MLSTM_LAYER_OF(double)
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/view.h"
+#include "cpu/isa.h"
 
 namespace xlstm::cpu {
 
@@ -37,12 +38,18 @@ void read(R& r, MlstmLayer<Real>& p) {
 // What a pass reads of the packed weights: the taps, and q, k, v and the gates in one direction or the other.
 enum class Weights { kTaps, kForward, kBackward };
 
+// What all passes have. kSums: it makes gradients of weights, summed over the steps.
+template <typename Real, Weights reads, bool sums>
+struct MlstmLayerPass {
+  using Number = Real;
+  static constexpr Weights kReads = reads;
+  static constexpr bool kSums = sums;
+  MlstmLayer<Real> layer;
+};
+
 // All results are contiguous.
 template <typename Real>
-struct MlstmLayerInputs {
-  using Number = Real;
-  static constexpr Weights kReads = Weights::kForward;
-  MlstmLayer<Real> layer;
+struct MlstmLayerInputs : MlstmLayerPass<Real, Weights::kForward, false> {
   Real *q = nullptr, *k = nullptr, *v = nullptr, *i = nullptr, *f = nullptr;  // (B, S, I), (B, S, NH)
 };
 template <class R, typename Real>
@@ -52,10 +59,7 @@ void read(R& r, MlstmLayerInputs<Real>& p) {
 }
 
 template <typename Real>
-struct MlstmLayerOutput {
-  using Number = Real;
-  static constexpr Weights kReads = Weights::kTaps;
-  MlstmLayer<Real> layer;
+struct MlstmLayerOutput : MlstmLayerPass<Real, Weights::kTaps, false> {
   const Real* h = nullptr;  // (B, S, I)
   Real* y = nullptr;        // (B, S, I)
 };
@@ -67,10 +71,7 @@ void read(R& r, MlstmLayerOutput<Real>& p) {
 
 // The output's gradients: of h, of g, and of the two weights.
 template <typename Real>
-struct MlstmLayerOutputBackward {
-  using Number = Real;
-  static constexpr Weights kReads = Weights::kTaps;
-  MlstmLayer<Real> layer;
+struct MlstmLayerOutputBackward : MlstmLayerPass<Real, Weights::kTaps, true> {
   const Real *h = nullptr, *dy = nullptr;          // (B, S, I)
   Real *dh = nullptr, *dup = nullptr;              // (B, S, I), (B, S, 2 I) of which the half of g is written
   Real *dnorm_weight = nullptr, *dskip = nullptr;  // (I)
@@ -83,10 +84,7 @@ void read(R& r, MlstmLayerOutputBackward<Real>& p) {
 
 // The inputs' gradients: of a, through q, k, v, i, f and through the skip of the output; of the held inputs and the weights.
 template <typename Real>
-struct MlstmLayerInputsBackward {
-  using Number = Real;
-  static constexpr Weights kReads = Weights::kBackward;
-  MlstmLayer<Real> layer;
+struct MlstmLayerInputsBackward : MlstmLayerPass<Real, Weights::kBackward, true> {
   const Real *q = nullptr, *k = nullptr, *v = nullptr;  // as the forward left them
   const Real *dq = nullptr, *dk = nullptr, *dv = nullptr, *di = nullptr, *df = nullptr, *dy = nullptr;
   Real* dup = nullptr;    // (B, S, 2 I), of which the half of a is written
@@ -106,14 +104,8 @@ void read(R& r, MlstmLayerInputsBackward<Real>& p) {
   r("di_weight", p.di_weight)("df_weight", p.df_weight)("di_bias", p.di_bias)("df_bias", p.df_bias);
 }
 
-template <typename Real>
-void mlstm_layer_inputs(const MlstmLayerInputs<Real>& p, int threads);
-template <typename Real>
-void mlstm_layer_output(const MlstmLayerOutput<Real>& p, int threads);
-template <typename Real>
-void mlstm_layer_output_backward(const MlstmLayerOutputBackward<Real>& p, int threads);
-template <typename Real>
-void mlstm_layer_inputs_backward(const MlstmLayerInputsBackward<Real>& p, int threads);
+template <typename Pass>
+void mlstm_layer(const Pass& pass, int threads);
 
 // Steps [first, end) of row b.
 struct Segment {
@@ -127,26 +119,15 @@ using NumberOf = typename Pass::Number;
 
 // One compilation for an instruction set. `packed` are the weights as its vectors like them. In backward every segment has sums
 // of its own, and `add_up` makes gradients of them in order, so that the bits do not depend on the threads.
-#define XLSTM_MLSTM_LAYER                                                                                        \
-  template <typename Real>                                                                                       \
-  int64_t packed_size(const MlstmLayer<Real>& p);                                                                \
-  template <typename Real>                                                                                       \
-  void pack(const MlstmLayer<Real>& p, Weights reads, Real* packed);                                             \
-  template <typename Pass>                                                                                       \
-  void layer_segment(const Pass& p, const Segment& segment, const NumberOf<Pass>* packed, NumberOf<Pass>* sums); \
-  template <typename Pass>                                                                                       \
-  int64_t sums_size(const Pass& p);                                                                              \
-  template <typename Pass>                                                                                       \
-  void add_up(const Pass& p, int64_t segments, NumberOf<Pass>* sums);
-namespace baseline {
-XLSTM_MLSTM_LAYER
-}
-namespace avx2 {
-XLSTM_MLSTM_LAYER
-}
-namespace avx512 {
-XLSTM_MLSTM_LAYER
-}
-#undef XLSTM_MLSTM_LAYER
+// clang-format off
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> int64_t packed_size(const MlstmLayer<Real>& p);
+  template <typename Real> void pack(const MlstmLayer<Real>& p, Weights reads, Real* packed);
+  template <typename Pass>
+  void layer_segment(const Pass& p, const Segment& segment, const NumberOf<Pass>* packed, NumberOf<Pass>* sums);
+  template <typename Pass> int64_t sums_size(const Pass& p);
+  template <typename Pass> void add_up(const Pass& p, int64_t segments, NumberOf<Pass>* sums);
+)
+// clang-format on
 
 }  // namespace xlstm::cpu

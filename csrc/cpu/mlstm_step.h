@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/isa.h"
 #include "cpu/mlstm_options.h"
 
 namespace xlstm::cpu {
@@ -23,21 +24,13 @@ void read(R& r, MlstmStep<Real>& p) {
   r("options", static_cast<MlstmOptions<Real>&>(p));
 }
 
-template <typename Real>
-void mlstm_step(const MlstmStep<Real>& p, int threads);
+// clang-format off
+template <typename Real> void mlstm_step(const MlstmStep<Real>& p, int threads);
 
 // One row, compiled once per instruction set.
-namespace baseline {
-template <typename Real>
-void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
-}
-namespace avx2 {
-template <typename Real>
-void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
-}
-namespace avx512 {
-template <typename Real>
-void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
-}
+XLSTM_IN_EVERY_ISA(
+  template <typename Real> void mlstm_step_row(const MlstmStep<Real>& p, int64_t row);
+)
+// clang-format on
 
 }  // namespace xlstm::cpu

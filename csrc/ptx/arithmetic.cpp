@@ -62,28 +62,21 @@ struct Rem {
     return T(a % b);
   }
 };
-struct Min {
+// Of a number and a NaN the number; -0 is less than 0.
+template <bool largest>
+struct Extreme {
   template <class T>
   static T of(T a, T b) {
     if constexpr (kFloat<T>) {
       if (std::isnan(a)) return b;
       if (std::isnan(b)) return a;
-      return a < b || (a == b && std::signbit(a)) ? a : b;
+      if (a == b) return std::signbit(a) == largest ? b : a;
     }
-    return a < b ? a : b;
+    return (a < b) == largest ? b : a;
   }
 };
-struct Max {
-  template <class T>
-  static T of(T a, T b) {
-    if constexpr (kFloat<T>) {
-      if (std::isnan(a)) return b;
-      if (std::isnan(b)) return a;
-      return a > b || (a == b && !std::signbit(a)) ? a : b;
-    }
-    return a > b ? a : b;
-  }
-};
+using Min = Extreme<false>;
+using Max = Extreme<true>;
 struct MulHigh {
   template <class T>
   static T of(T a, T b) {

@@ -121,21 +121,13 @@ namespace {
 enum Order : uint32_t { kWeak = 0, kRelaxed = 1, kAcquire = 2, kRelease = 4, kVolatile = 8 };
 bool synchronises(uint32_t order) { return order & (kAcquire | kRelease | kVolatile); }
 
-void order_after_read(Warp& w, uint32_t order, const uint8_t* p) {
-  if (!settings.races || order == kWeak) return;
-  if (order & kAcquire)
-    receive(w, clock_of(p));
-  else
-    receive_relaxed(w, clock_of(p));
+// Tells the clock of the address, or is told by it: at once if the access is ordered so strongly, else what a fence covers.
+template <class Tell>
+void tell(Warp& w, uint32_t order, Order strong, const uint8_t* p, Tell* at_once, Tell* by_fence) {
+  if (settings.races && order != kWeak) (order & strong ? at_once : by_fence)(w, clock_of(p));
 }
-
-void order_before_write(Warp& w, uint32_t order, const uint8_t* p) {
-  if (!settings.races || order == kWeak) return;
-  if (order & kRelease)
-    publish(w, clock_of(p));
-  else
-    publish_relaxed(w, clock_of(p));
-}
+void order_after_read(Warp& w, uint32_t order, const uint8_t* p) { tell(w, order, kAcquire, p, receive, receive_relaxed); }
+void order_before_write(Warp& w, uint32_t order, const uint8_t* p) { tell(w, order, kRelease, p, publish, publish_relaxed); }
 
 template <class T>
 void load(Warp& w, const Instruction& i) {

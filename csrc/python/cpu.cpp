@@ -30,10 +30,10 @@ void bind_launchers(py::module_& m, const std::string& type) {  // qualified, or
   python::bind(m, "mlstm_step_cpu_" + type, &mlstm_step<Real>);
   python::bind(m, "mlstm_forward_cpu_" + type, &mlstm_forward<Real>);
   python::bind(m, "mlstm_backward_cpu_" + type, &mlstm_backward<Real>);
-  python::bind(m, "mlstm_layer_inputs_cpu_" + type, &mlstm_layer_inputs<Real>);
-  python::bind(m, "mlstm_layer_output_cpu_" + type, &mlstm_layer_output<Real>);
-  python::bind(m, "mlstm_layer_output_backward_cpu_" + type, &mlstm_layer_output_backward<Real>);
-  python::bind(m, "mlstm_layer_inputs_backward_cpu_" + type, &mlstm_layer_inputs_backward<Real>);
+  python::bind(m, "mlstm_layer_inputs_cpu_" + type, &mlstm_layer<MlstmLayerInputs<Real>>);
+  python::bind(m, "mlstm_layer_output_cpu_" + type, &mlstm_layer<MlstmLayerOutput<Real>>);
+  python::bind(m, "mlstm_layer_output_backward_cpu_" + type, &mlstm_layer<MlstmLayerOutputBackward<Real>>);
+  python::bind(m, "mlstm_layer_inputs_backward_cpu_" + type, &mlstm_layer<MlstmLayerInputsBackward<Real>>);
   python::bind(m, "mlstm_block_step_cpu_" + type, &mlstm_block_step<Real>);
   python::bind(m, "slstm_block_step_cpu_" + type, &slstm_block_step<Real>);
   python::bind(m, "conv_step_cpu_" + type, &conv_step<Real>);

@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "simt/executor.h"
 #include "simt/limits.h"
 
@@ -47,18 +49,19 @@ py::dict describe(const LaunchRecord& r) {
   d["cooperative"] = r.cooperative;
   d["shared_bytes"] = r.shared_bytes;
   const Counters& c = r.counters;
-  d["blocks"] = c.blocks;
-  d["threads"] = c.threads;
-  d["mma"] = c.mma;
-  d["ldmatrix"] = c.ldmatrix;
-  d["stmatrix"] = c.stmatrix;
-  d["shuffles"] = c.shuffles;
-  d["warp_collectives"] = c.warp_collectives;
-  d["block_barriers"] = c.block_barriers;
-  d["mbarrier_phases"] = c.mbarrier_phases;
-  d["async_copies"] = c.async_copies;
-  d["global_bytes_read"] = r.global_bytes_read;
-  d["global_bytes_written"] = r.global_bytes_written;
+  const std::pair<const char*, uint64_t> counts[] = {{"blocks", c.blocks},
+                                                     {"threads", c.threads},
+                                                     {"mma", c.mma},
+                                                     {"ldmatrix", c.ldmatrix},
+                                                     {"stmatrix", c.stmatrix},
+                                                     {"shuffles", c.shuffles},
+                                                     {"warp_collectives", c.warp_collectives},
+                                                     {"block_barriers", c.block_barriers},
+                                                     {"mbarrier_phases", c.mbarrier_phases},
+                                                     {"async_copies", c.async_copies},
+                                                     {"global_bytes_read", r.global_bytes_read},
+                                                     {"global_bytes_written", r.global_bytes_written}};
+  for (const auto& [name, count] : counts) d[name] = count;
   uint64_t sectors = 0, least_sectors = 0, requests = 0, wavefronts = 0, least_wavefronts = 0;
   py::list lines;
   for (const LineTraffic& line : r.lines) {

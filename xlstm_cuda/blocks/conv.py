@@ -14,6 +14,7 @@ from ..ops.context import Piece
 from ..weights import is_plain, under_autocast
 
 ConvState = tuple[Tensor]  # the last K inputs (B, K, D), oldest first
+GivenState = Sequence[Tensor] | Tensor | None  # a ConvState, or its tensor alone; None is fresh
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -75,11 +76,7 @@ class CausalConv1d(nn.Module):
         self.conv.reset_parameters()
 
     def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Tensor] | Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        reset: Tensor | None = None,
+        self, x: Tensor, state: GivenState = None, cu_seqlens: Tensor | None = None, reset: Tensor | None = None
     ) -> Tensor:
         """``state`` as `last_inputs` returns it; None means zeros before the first step. cu_seqlens, reset as in the layers."""
         before = self.kernel_size - 1
@@ -108,7 +105,7 @@ class CausalConv1d(nn.Module):
             return padded[:, self.kernel_size - 1 :]  # no step, which nn.Conv1d refuses
         return self.conv(padded.transpose(1, 2)).transpose(1, 2)
 
-    def step(self, x: Tensor, state: Sequence[Tensor] | Tensor | None = None) -> tuple[Tensor, ConvState]:
+    def step(self, x: Tensor, state: GivenState = None) -> tuple[Tensor, ConvState]:
         """One input x (B, D): y (B, D) and the state after it, of which y is a weighted sum."""
         conv = self.conv
         if not is_plain(conv, nn.Conv1d):
@@ -125,11 +122,7 @@ class CausalConv1d(nn.Module):
         return convolve(window, weight.squeeze(1).t(), bias).squeeze(1), (window,)
 
     def last_inputs(
-        self,
-        x: Tensor,
-        state: Sequence[Tensor] | Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        reset: Tensor | None = None,
+        self, x: Tensor, state: GivenState = None, cu_seqlens: Tensor | None = None, reset: Tensor | None = None
     ) -> ConvState:
         """The state after x: the last K inputs, zeros before the first step and before the last reset, as a new tensor."""
         K, S = self.kernel_size, x.shape[1]

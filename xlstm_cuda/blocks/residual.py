@@ -66,44 +66,30 @@ class ResidualBlock(nn.Module):
             if part is not None:
                 part.reset_parameters()  # type: ignore[operator]
 
-    def forward(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        return_last_state: bool = False,
-        *,
-        cu_seqlens: Tensor | None = None,
-        reset: Tensor | None = None,
-        backend: str | None = None,
-        **layer_states: Any,
-    ) -> Any:
-        """y (B, S, D), with return_last_state also the layer's state; arguments as in the layer's forward."""
+    def forward(self, x: Tensor, state: LayerState | None = None, return_last_state: bool = False, **options: Any) -> Any:
+        """y (B, S, D), with return_last_state also the layer's state. Takes every argument of the layer's forward.
+
+        options: cu_seqlens, reset, cp_group, backend, and the parts of the state as single keywords; `mLSTMLayer.forward` and
+        `sLSTMLayer.forward` say what they mean.
+        """
         check_input(x, self.xlstm_norm.dim)
-        y = self.xlstm(
-            self.xlstm_norm(x), state, return_last_state, cu_seqlens=cu_seqlens, reset=reset, backend=backend, **layer_states
-        )
+        y = self.xlstm(self.xlstm_norm(x), state, return_last_state, **options)
         y, last = y if return_last_state else (y, None)
         y = self._feed_forward(x + y)
         return (y, last) if return_last_state else y
 
     def step(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        *,
-        in_place: bool = False,
-        backend: str | None = None,
-        **layer_states: Any,
+        self, x: Tensor, state: LayerState | None = None, *, in_place: bool = False, backend: str | None = None, **parts: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One token, x (B, 1, D): y (B, 1, D) and the new state.
+        """One token, x (B, 1, D): y (B, 1, D) and the new state; parts: of the state, as single keywords.
 
         The given state is left as it is; ``in_place`` gives it away: its memory may hold the new one, where that is faster.
         """
         check_input(x, self.xlstm_norm.dim, single_step=True)
-        if not layer_states and block_step_cpu.usable(x) and resolve(backend, x.device) == "cpu":
+        if not parts and block_step_cpu.usable(x) and resolve(backend, x.device) == "cpu":
             if (whole := self._step_in_one_call(x, state or {}, in_place)) is not None:
                 return whole
-        y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **layer_states)
+        y, last = self.xlstm.step(self.xlstm_norm(x), state, backend=backend, **parts)
         return self._feed_forward(x + y), last
 
     def _step_in_one_call(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, dict[str, Any]] | None:

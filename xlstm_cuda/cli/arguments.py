@@ -95,7 +95,7 @@ def _train(command: argparse.ArgumentParser) -> None:
             options["choices"] = DTYPES
         else:
             options["metavar"] = "LIST" if one.name == "slstm_at" else "N"
-            options["type"] = _converter(one.name, one.default, one.metadata)
+            options["type"] = _converter(one.name, one.default, one.metadata["bounds"])
         settings.add_argument("--" + one.name.replace("_", "-"), **options)
 
 
@@ -189,9 +189,7 @@ def real(
 def _converter(name: str, default: Any, bounds: Any) -> Callable[[str], Any]:
     if name == "slstm_at":
         return _block_list
-    if isinstance(default, int):
-        return whole(bounds["minimum"], bounds["maximum"])
-    return real(bounds["minimum"], bounds["above"], bounds["below"])
+    return whole(**bounds) if isinstance(default, int) else real(**bounds)
 
 
 def _block_list(text: str) -> tuple[int, ...] | str:

@@ -22,16 +22,12 @@ VOCAB_SIZE = 256
 DTYPES = ("float32", "bfloat16")
 
 
-def _setting(
-    default: Any,
-    help: str,
-    minimum: float | None = None,
-    maximum: int | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field with what the command line needs to know about it: help text and accepted range."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "above": above, "below": below})
+def _setting(default: Any, help: str, **bounds: float) -> Any:
+    """A dataclass field with what the command line needs to know about it: help text and accepted range.
+
+    bounds: minimum, maximum, above, below, those that there are, as the converters of `arguments` take them.
+    """
+    return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
@@ -120,14 +116,9 @@ def _in_range(one: Field[Any], value: object) -> bool:
         return False
     if isinstance(value, float) and isinstance(one.default, int):
         return False
-    bounds = one.metadata
-    return (
-        math.isfinite(value)
-        and (bounds["minimum"] is None or value >= bounds["minimum"])
-        and (bounds["maximum"] is None or value <= bounds["maximum"])
-        and (bounds["above"] is None or value > bounds["above"])
-        and (bounds["below"] is None or value < bounds["below"])
-    )
+    bounds = one.metadata["bounds"]
+    within = bounds.get("minimum", value) <= value <= bounds.get("maximum", value)
+    return math.isfinite(value) and within and bounds.get("above", -math.inf) < value < bounds.get("below", math.inf)
 
 
 @contextlib.contextmanager

@@ -164,34 +164,17 @@ def sLSTMCellFuncGenerator(training: bool, config: Any) -> StatesOfEveryStep:
 
 
 class RMSNorm(large.RMSNorm):
-    """`xlstm.xlstm_large.components.RMSNorm`."""
+    """`xlstm.xlstm_large.components.RMSNorm`; options as of `_norm_options`."""
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-6,
-        use_weight: bool = True,
-        use_bias: bool = False,
-        force_float32_reductions: bool = True,
-    ):
-        _only(use_weight=(use_weight, True))
-        super().__init__(num_features, _norm_options(eps, use_bias, force_float32_reductions))
+    def __init__(self, num_features: int, *options: Any, **named: Any):
+        super().__init__(num_features, _norm_options(*options, **named))
 
 
 class LargeMultiHeadLayerNorm(large.MultiHeadLayerNorm):
-    """`xlstm.xlstm_large.components.MultiHeadLayerNorm`: (B, S, NH, DH) -> (B, S, NH*DH)."""
+    """`xlstm.xlstm_large.components.MultiHeadLayerNorm`: (B, S, NH, DH) -> (B, S, NH*DH); options as of `_norm_options`."""
 
-    def __init__(
-        self,
-        num_heads: int,
-        head_dim: int,
-        eps: float = 1e-6,
-        use_weight: bool = True,
-        use_bias: bool = False,
-        force_float32_reductions: bool = True,
-    ):
-        _only(use_weight=(use_weight, True))
-        super().__init__(num_heads * head_dim, _norm_options(eps, use_bias, force_float32_reductions))
+    def __init__(self, num_heads: int, head_dim: int, *options: Any, **named: Any):
+        super().__init__(num_heads * head_dim, _norm_options(*options, **named))
 
 
 class mLSTMBlock(large.LargeBlock):
@@ -261,8 +244,12 @@ def _only(**options: tuple[object, object]) -> None:
             raise ValueError(f"{name}: got {value!r}, expected {only!r}, the only value that is implemented")
 
 
-def _norm_options(eps: float, use_bias: bool, wide: bool) -> Any:
-    return SimpleNamespace(norm_eps=eps, use_bias=use_bias, norm_reduction_force_float32=wide)
+def _norm_options(
+    eps: float = 1e-6, use_weight: bool = True, use_bias: bool = False, force_float32_reductions: bool = True
+) -> Any:
+    """Options and defaults of the official norms of xlstm_large, for ours."""
+    _only(use_weight=(use_weight, True))
+    return SimpleNamespace(norm_eps=eps, use_bias=use_bias, norm_reduction_force_float32=force_float32_reductions)
 
 
 def _public() -> dict[str, dict[str, Any]]:

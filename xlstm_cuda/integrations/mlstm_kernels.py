@@ -39,21 +39,8 @@ def swaps(backend: str | None) -> list[Swap]:
     recurrent = package("mlstm_kernels.torch.recurrent")
 
     def replace(original: Callable) -> Callable:
-        def forward(
-            self: Any,
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            i: Tensor,
-            f: Tensor,
-            c_initial: Tensor | None = None,
-            n_initial: Tensor | None = None,
-            m_initial: Tensor | None = None,
-            return_last_states: bool | None = None,
-            mode: str | None = None,
-        ) -> Any:
-            state = (c_initial, n_initial, m_initial)
-            return run_backend(self.config, q, k, v, i, f, state, return_last_states, mode, backend)
+        def forward(self: Any, *operands: Any, **options: Any) -> Any:
+            return run_backend(self.config, backend, *operands, **options)
 
         return patch.keeping_signature(original, forward)
 
@@ -70,15 +57,17 @@ def swaps(backend: str | None) -> list[Swap]:
 
 def run_backend(
     config: Any,
+    backend: str | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    state: Sequence[Tensor | None],
-    return_last_states: bool | None,
-    mode: str | None,
-    backend: str | None,
+    c_initial: Tensor | None = None,
+    n_initial: Tensor | None = None,
+    m_initial: Tensor | None = None,
+    return_last_states: bool | None = None,
+    mode: str | None = None,
 ) -> Any:
     """The forward of `mLSTMBackend`, and of the class that transformers has in its place; config is the module's own.
 
@@ -89,7 +78,7 @@ def run_backend(
         raise ValueError(f"mode: got {mode!r}, expected 'train', 'train_with_padding' or 'inference'")
     sigmoid = "siging" in getattr(config, "chunkwise_kernel", "")
     options = dict(igate="sigmoid", normalize=config.normalize_siging) if sigmoid else {}
-    h, last = sequence(q, k, v, i, f, state, eps=config.eps, backend=backend, **options)
+    h, last = sequence(q, k, v, i, f, (c_initial, n_initial, m_initial), eps=config.eps, backend=backend, **options)
     if "inference" in mode:
         dtype = getattr(torch, config.inference_state_dtype)
         return h, tuple(part.to(dtype) if part.dtype != torch.float64 else part for part in last)

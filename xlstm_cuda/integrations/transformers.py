@@ -31,22 +31,9 @@ def swaps(backend: str | None) -> list[Swap]:
 
     def replace(original: Callable) -> Callable:
         def forward(
-            self: Any,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            igate: Tensor,
-            fgate: Tensor,
-            c_initial: Tensor | None = None,
-            n_initial: Tensor | None = None,
-            m_initial: Tensor | None = None,
-            return_last_states: bool | None = None,
-            mode: str | None = None,
+            self: Any, query: Tensor, key: Tensor, value: Tensor, igate: Tensor, fgate: Tensor, *others: Any, **options: Any
         ) -> Any:
-            state = (c_initial, n_initial, m_initial)
-            return mlstm_kernels.run_backend(
-                self.config, query, key, value, igate, fgate, state, return_last_states, mode, backend
-            )  # fmt: skip
+            return mlstm_kernels.run_backend(self.config, backend, query, key, value, igate, fgate, *others, **options)
 
         return patch.keeping_signature(original, forward)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -196,6 +196,27 @@ class LargeFeedForward(_Fusible):
         return self.proj_down(silu(gate) * up)
 
 
+class Run(NamedTuple):
+    """How every block of one call computes: by which backend, and what begins where on S. Fields as of `xLSTMLarge.forward`."""
+
+    backend: str | None = None
+    cu_seqlens: Tensor | None = None
+    reset: Tensor | None = None
+    piece: Piece | None = None  #: of the context-parallel group
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether more begins on S than every sample at its start."""
+        return not (self.cu_seqlens is None and self.reset is None and self.piece is None)
+
+    def rows(self, x: Tensor) -> int:
+        """How many states x (B, S, D) has."""
+        return x.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+
+RUN = Run()
+
+
 class LargeMLSTMLayer(_Fusible):
     """x (B, S, D), state (C, n, m) or None -> y (B, S, D), state."""
 
@@ -221,26 +242,19 @@ class LargeMLSTMLayer(_Fusible):
         self.multihead_norm = MultiHeadLayerNorm(v, config)
         self.out_proj = nn.Linear(v, D, bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Tensor] | None,
-        backend: str | None = None,
-        cu_seqlens: Tensor | None = None,
-        reset: Tensor | None = None,
-        piece: Piece | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: Sequence[Tensor] | None, run: Run = RUN) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, k, v, o, i, f = self._project(x)
         q, k, v = (part.unflatten(-1, (self.config.num_heads, -1)) for part in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap) for gate in (i, f))
-        options: dict[str, Any] = dict(eps=self.config.eps, backend=backend)
-        before = None if state is None else _ours(state, q, v, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
-        if before is not None and cu_seqlens is None and reset is None and piece is None and x.shape[1] == 1:
+        options: dict[str, Any] = dict(eps=self.config.eps, backend=run.backend)
+        before = None if state is None else _ours(state, q, v, run.rows(x))
+        if before is not None and not run.in_pieces and x.shape[1] == 1:
             q, k, v, i, f = (part.squeeze(1) for part in (q, k, v, i, f))
             h, (C, n, m) = functional.mlstm_step(q, k, v, i, f, before, **options)
             h = h.unsqueeze(1)
         else:
-            options |= dict(state=before, return_state=True, reset=reset, cu_seqlens=cu_seqlens, cp_group=piece)
+            pieces = dict(reset=run.reset, cu_seqlens=run.cu_seqlens, cp_group=run.piece)
+            options |= dict(state=before, return_state=True) | pieces
             h, (C, n, m) = functional.mlstm(q, k, v, i, f, **options)
         y = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h))
         return y, (C, n, m.unsqueeze(-1))
@@ -277,16 +291,8 @@ class LargeBlock(nn.Module):
         self.norm_ffn = RMSNorm(config.embedding_dim, config)
         self.ffn = LargeFeedForward(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Tensor] | None,
-        backend: str | None = None,
-        cu_seqlens: Tensor | None = None,
-        reset: Tensor | None = None,
-        piece: Piece | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, last = self.mlstm_layer(self.norm_mlstm(x), state, backend, cu_seqlens, reset, piece)
+    def forward(self, x: Tensor, state: Sequence[Tensor] | None, run: Run = RUN) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, last = self.mlstm_layer(self.norm_mlstm(x), state, run)
         x = x + y
         return x + self.ffn(self.norm_ffn(x)), last
 
@@ -299,18 +305,10 @@ class LargeBackbone(nn.Module):
         self.blocks = nn.ModuleList(LargeBlock(config) for _ in range(config.num_blocks))
         self.out_norm = RMSNorm(config.embedding_dim, config) if config.add_out_norm else nn.Identity()
 
-    def forward(
-        self,
-        x: Tensor,
-        state: LargeState,
-        backend: str | None = None,
-        cu_seqlens: Tensor | None = None,
-        reset: Tensor | None = None,
-        piece: Piece | None = None,
-    ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
+    def forward(self, x: Tensor, state: LargeState, run: Run = RUN) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
         last = {}
         for index, block in enumerate(self.blocks):
-            x, last[index] = block(x, state.get(index), backend, cu_seqlens, reset, piece)
+            x, last[index] = block(x, state.get(index), run)
         return self.out_norm(x), last
 
 
@@ -397,7 +395,7 @@ class xLSTMLarge(nn.Module):
             raise TypeError(f"state: got {type(state).__name__}, expected a dictionary of block states")
         if unknown := set(state or {}) - set(range(self.config.num_blocks)):
             raise ValueError(f"state: got blocks {sorted(map(str, unknown))}, expected 0 to {self.config.num_blocks - 1}")
-        y, last = self.backbone(self.embedding(x), state or {}, backend, cu_seqlens, reset, piece)
+        y, last = self.backbone(self.embedding(x), state or {}, Run(backend, cu_seqlens, reset, piece))
         return soft_cap(self.lm_head(at_steps(y, logits_to_keep)), self.config.output_logit_soft_cap), last
 
     @torch.no_grad()

@@ -14,27 +14,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..states import state_dtype
+from . import signatures as sig
 from . import slstm_cpu, slstm_kernels
 from .library import Op, differentiable_once, differentiated, must_dispatch, refuse_forward_mode, refuse_torch_func, returned
-from .signatures import (
-    SLSTMBackwardOptions,
-    SLSTMGradients,
-    SLSTMIncoming,
-    SLSTMOperands,
-    SLSTMOptions,
-    SLSTMResults,
-    SLSTMSaved,
-)
 
 State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
 
 
-def _forward_impl(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = False) -> SLSTMResults:
+def _forward_impl(operands: sig.SLSTMOperands, options: sig.SLSTMOptions, single_step: bool = False) -> sig.SLSTMResults:
     forward = slstm_cpu.forward if options.backend == "cpu" else slstm_kernels.forward
     return forward(operands, options, single_step)
 
 
-def _forward_fake(operands: SLSTMOperands, options: SLSTMOptions) -> SLSTMResults:
+def _forward_fake(operands: sig.SLSTMOperands, options: sig.SLSTMOptions) -> sig.SLSTMResults:
     x, cu_seqlens = operands.x, operands.cu_seqlens
     B, S, _, NH, DH = x.shape
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -44,33 +36,39 @@ def _forward_fake(operands: SLSTMOperands, options: SLSTMOptions) -> SLSTMResult
         shapes, dtypes = slstm_kernels.saved_shapes(B, S, NH, DH), slstm_kernels.saved_dtypes(x.dtype)
     last = (x.new_empty((N, NH, DH), dtype=dtype) for _ in range(4))
     saved = (x.new_empty(shape if options.save else (0,), dtype=dtype) for shape, dtype in zip(shapes, dtypes))
-    return SLSTMResults(x.new_empty((B, S, NH, DH)), *last, *saved)
+    return sig.SLSTMResults(x.new_empty((B, S, NH, DH)), *last, *saved)
 
 
-def _backward_impl(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
+def _backward_impl(incoming: sig.SLSTMIncoming, saved: sig.SLSTMSaved, options: sig.SLSTMBackwardOptions) -> sig.SLSTMGradients:
     backward = slstm_cpu.backward if options.backend == "cpu" else slstm_kernels.backward
     return backward(incoming, saved, options)
 
 
-def _backward_fake(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
+def _backward_fake(incoming: sig.SLSTMIncoming, saved: sig.SLSTMSaved, options: sig.SLSTMBackwardOptions) -> sig.SLSTMGradients:
     gates, cells, cu_seqlens = saved.gates, saved.cells, saved.cu_seqlens
     B, S, NH = gates.shape[:3]
     DH = saved.R.shape[-1]
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     shapes = [(4, NH, DH, DH), (4, NH, DH)] + [(N, NH, DH)] * 4
     dx = (cells if saved.h is None else saved.h).new_empty((B, S, 4, NH, DH))
-    return SLSTMGradients(dx, *(cells.new_empty(shape) for shape in shapes))
+    return sig.SLSTMGradients(dx, *(cells.new_empty(shape) for shape in shapes))
 
 
-FORWARD = Op("slstm_forward", (SLSTMOperands, SLSTMOptions), SLSTMResults, _forward_impl, _forward_fake)
-BACKWARD = Op("slstm_backward", (SLSTMIncoming, SLSTMSaved, SLSTMBackwardOptions), SLSTMGradients, _backward_impl, _backward_fake)
+FORWARD = Op("slstm_forward", (sig.SLSTMOperands, sig.SLSTMOptions), sig.SLSTMResults, _forward_impl, _forward_fake)
+BACKWARD = Op(
+    "slstm_backward",
+    (sig.SLSTMIncoming, sig.SLSTMSaved, sig.SLSTMBackwardOptions),
+    sig.SLSTMGradients,
+    _backward_impl,
+    _backward_fake,
+)
 
 
 class _SLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
         operands, options = FORWARD.split(args)
-        results = SLSTMResults(*run(*operands, *options._replace(save=True)))
+        results = sig.SLSTMResults(*run(*operands, *options._replace(save=True)))
         x, R, b, h0, c0, n0, _, reset, cu_seqlens = operands
         h = None if options.backend == "cpu" else results.h
         ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, results.gates, results.cells, h)
@@ -148,7 +146,7 @@ def _chunks(S: int, every: int) -> list[slice]:
     return [slice(start, start + every) for start in range(0, S, every)]
 
 
-def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int | None) -> tuple[Tensor, State]:
+def slstm(operands: sig.SLSTMOperands, options: sig.SLSTMOptions, checkpoint_every: int | None) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm`; returns h and the final h, c, n, m (m without gradient)."""
     args = (*operands, *options)
     x = operands.x
@@ -164,7 +162,7 @@ def slstm(operands: SLSTMOperands, options: SLSTMOptions, checkpoint_every: int 
     return h, tuple(last)
 
 
-def slstm_step(operands: SLSTMOperands, options: SLSTMOptions) -> tuple[Tensor, State]:
+def slstm_step(operands: sig.SLSTMOperands, options: sig.SLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm_step` with an S axis of 1, without gradients; returns h and the new h, c, n, m."""
     if must_dispatch(operands.x):
         refuse_torch_func("slstm_step")
