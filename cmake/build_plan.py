@@ -31,6 +31,7 @@ Version = tuple[int, int]
 
 OLDEST_NVCC: Version = (12, 0)  #: the first with PTX ISA 8.0 and sm_90a, which csrc/device writes
 OLDEST_GPU = 80  #: bfloat16 mma and cp.async
+OLDEST_GNU, OLDEST_CLANG = 9, 10  #: of the C++ compiler that nvcc calls; Compiler.cmake checks the other one
 
 #: The first nvcc that knows a target; OLDEST_NVCC knows those that are not named here.
 FIRST_NVCC: dict[str, Version] = {
@@ -168,6 +169,14 @@ def usable_cores() -> int:
 
 
 # ---------------------------------------------------------------- the compiler
+EMPTY_KERNEL = f"""\
+#if defined(__clang__) ? __clang_major__ < {OLDEST_CLANG} : __GNUC__ < {OLDEST_GNU}
+#error its C++ compiler is older than g++ {OLDEST_GNU} and clang++ {OLDEST_CLANG}; set CUDAHOSTCXX to a newer one
+#endif
+__global__ void empty() {{}}
+"""
+
+
 def find_nvcc() -> Nvcc:
     """CUDACXX, else the nvcc of CUDA_HOME, of CUDA_PATH, on PATH, of the usual folders. Refused when there is none that works."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
@@ -184,7 +193,7 @@ def find_nvcc() -> Nvcc:
         raise Refused(f"{path} is {nvcc}; the kernels need nvcc {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} or newer")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "empty.cu"
-        source.write_text("__global__ void empty() {}\n")
+        source.write_text(EMPTY_KERNEL)
         host = ["-ccbin", os.environ["CUDAHOSTCXX"]] if os.environ.get("CUDAHOSTCXX") else []
         command = [path, *host, f"-arch=sm_{OLDEST_GPU}", "-std=c++17", "-c", str(source), "-o", f"{source}.o"]
         try:

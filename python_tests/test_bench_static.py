@@ -63,3 +63,13 @@ def test_compiler_output_is_parsed():
     )
     (kernel,) = compiler.parse(text)
     assert (kernel.registers, kernel.stack, kernel.spill_bytes, kernel.shared) == (40, 8, 16, 1024)
+
+
+def test_seconds_are_cpu_seconds_of_the_compiler(tmp_path):
+    """Waiting, as on a busy machine, does not count; the compiler's own programs do."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nsleep 1\necho warning: seen\nsh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'\nexit 3\n")
+    nvcc.chmod(0o755)
+    unit = compiler.compile_one(str(nvcc), None, "csrc/mlstm/dots.cu", "90a", tmp_path)
+    assert unit["problems"] == ["warning: seen"]
+    assert 0 < unit["seconds"] < 1

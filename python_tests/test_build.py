@@ -274,7 +274,40 @@ def test_cmake_refuses_another_system_in_one_sentence(machine, system, sentence)
 def test_cmake_refuses_a_compiler_that_is_too_old(machine):
     old = machine.program("old-g++", 'exec g++ -U__GNUC__ -D__GNUC__=7 "$@"')
     result = machine.configure("-DXLSTM_CUDA=OFF", CXX=str(old))
-    assert result.returncode != 0 and "xlstm_cuda needs GNU 9 or newer, got 7." in said(result) and "set CXX" in said(result)
+    assert result.returncode != 0 and "xlstm_cuda needs g++ 9 or newer, got 7." in said(result) and "set CXX" in said(result)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
+def test_a_host_compiler_of_nvcc_that_is_too_old_is_refused(machine, monkeypatch):
+    def nvcc_with(version: int) -> None:
+        """The fake nvcc hands its source, the argument after -c, to g++ as if that had this version."""
+        find = 'while [ "$1" != -c ]; do shift; done'
+        machine.nvcc(compile=f'{find}; g++ -x c++ -fsyntax-only -D__global__= -U__GNUC__ -D__GNUC__={version} "$2"')
+        monkeypatch.setenv("CUDACXX", machine.environment["CUDACXX"])
+
+    nvcc_with(build_plan.OLDEST_GNU)
+    assert build_plan.find_nvcc().version == (13, 0)
+    nvcc_with(build_plan.OLDEST_GNU - 1)
+    with pytest.raises(Refused, match=r"its C\+\+ compiler is older than g\+\+ 9 and clang\+\+ 10; set CUDAHOSTCXX to a newer"):
+        build_plan.find_nvcc()
+
+
+def test_both_checks_of_the_compiler_and_the_documents_name_the_same_versions():
+    checks = (ROOT / "cmake/Compiler.cmake").read_text()
+    assert re.findall(r"set\(oldest_\w+ (\d+)\)", checks) == [str(build_plan.OLDEST_GNU), str(build_plan.OLDEST_CLANG)]
+    for page in ("README.md", "docs/install.md"):
+        assert f"g++ {build_plan.OLDEST_GNU} or clang {build_plan.OLDEST_CLANG}" in (ROOT / page).read_text(), page
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
+def test_cpu_kernels_use_no_builtin_that_the_oldest_compilers_lack():
+    """g++ has __builtin_shufflevector from 12 on; the kernels are compiled here without it."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    files = re.search(r"add_library\(xlstm_cpu_\S+ OBJECT ([^)]*)\)", text)[1].split()
+    assert "csrc/cpu/mlstm_forward.cpp" in files
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Icsrc", "-DXLSTM_ISA=baseline", "-D__builtin_shufflevector=not_before_12"]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_cmake

@@ -94,6 +94,32 @@ def test_the_driver_that_a_wheel_needs_is_said(version, driver):
     assert driver in release_wheel.driver_needed(version)
 
 
+LISTING = """ELF file    1: step.1.sm_80.cubin
+ELF file    2: step.2.sm_90a.cubin
+ELF file    3: step.3.sm_100.cubin
+ELF file    4: dots.1.sm_80.cubin
+PTX file    1: step.1.sm_90.ptx
+"""
+
+
+@pytest.mark.parametrize("named", ["80-real;90a-real;100f-real;90-virtual", "90-virtual;80-real;100-real;90a-real"])
+def test_a_module_with_the_code_that_it_names_passes(named):
+    assert release_wheel.code_errors(LISTING, named) == []
+
+
+@pytest.mark.parametrize(
+    "named", ["80-real;90a-real;100f-real", "80-real;90a-real;100f-real;90-virtual;86-real", "80;90a-real", ""]
+)
+def test_a_module_with_other_code_than_it_names_is_refused(named):
+    (error,) = release_wheel.code_errors(LISTING, named)
+    assert error.startswith("GPU code: got 100-real, 80-real, 90-virtual, 90a-real, expected ")
+
+
+def test_a_target_without_a_kind_is_machine_code_and_ptx():
+    assert release_wheel.code_errors("1: a.sm_80.cubin\n1: a.sm_80.ptx\n", "80") == []
+    assert "got none" in release_wheel.code_errors("No PTX file found", "80")[0]
+
+
 def test_a_wheel_without_nvcc_is_an_error_in_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDACXX", "/nonexistent/nvcc")
     with pytest.raises(SystemExit, match=r"^make wheel: no working nvcc was found: /nonexistent/nvcc"):

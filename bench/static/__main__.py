@@ -12,6 +12,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from xlstm_cuda import backends
 
@@ -58,8 +59,19 @@ def compile_all(options: argparse.Namespace) -> list[str]:
             spent = time.monotonic() - started
             print(f"[{number}/{len(stale)}] {spent:4.0f} s  {jobs[job]}: {len(unit['kernels'])} kernels", flush=True)
     tables.save(options.out, results)
+    if len(stale) == len(wanted):  # what cmake/build_plan.py calls KERNEL_SECONDS
+        print("CPU seconds of nvcc, without the self-tests: " + ", ".join(seconds(results["units"], options.arch)))
     names = [f"{file}|{arch}" for file, arch in wanted]
     return [f"{name}: {problem}" for name in names for problem in results["units"][name]["problems"]]
+
+
+def seconds(units: dict[str, Any], architectures: list[str] | None) -> list[str]:
+    """The sums over the kernel files of the package, for each architecture."""
+    files = [file for file in sources.kernel_files() if "/selftest/" not in file]
+    return [
+        f"{one} {sum(units.get(f'{file}|{one}', {}).get('seconds', 0) for file in files):.0f}"
+        for one in architectures or compiler.ARCHITECTURES
+    ]
 
 
 def count_all(options: argparse.Namespace) -> list[str]:

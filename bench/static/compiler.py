@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,25 +32,33 @@ class Kernel:
 
 
 def compile_one(nvcc: str, cuobjdump: str | None, file: str, architecture: str, work: Path) -> dict[str, Any]:
-    """The unit's record: key, seconds, problems (errors and warnings), kernels."""
-    started = time.perf_counter()
+    """The unit's record: key, CPU seconds of nvcc, problems (errors and warnings), kernels."""
     out = work / f"{file.replace('/', '_')}_{architecture}.o"
     virtual = architecture.endswith("-virtual")
     number = architecture.removesuffix("-virtual")
     target = f"arch=compute_{number},code={'compute' if virtual else 'sm'}_{number}"
     command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-gencode", target, "-Xptxas=-v,--warn-on-spills", "-c"]
     found = key(file)
-    done = subprocess.run([*command, str(ROOT / file), "-o", str(out)], capture_output=True, text=True)
-    text = done.stdout + done.stderr
+    text, status, seconds = run([*command, str(ROOT / file), "-o", str(out)])
     lines = [line for line in text.splitlines() if "Registers are spilled" not in line]  # the kernels' own figure
     problems = [line for line in lines if re.search(r"warning|error|fatal", line, re.I)]
-    if done.returncode and not problems:
-        problems = [f"nvcc: exit status {done.returncode}"]
-    counts = instructions(cuobjdump, out) if cuobjdump and not virtual and not done.returncode else {}
+    if status and not problems:
+        problems = [f"nvcc: exit status {status}"]
+    counts = instructions(cuobjdump, out) if cuobjdump and not virtual and not status else {}
     kernels = [asdict(kernel) | counts.get(kernel.name, {}) for kernel in parse(text)]
     out.unlink(missing_ok=True)
-    seconds = round(time.perf_counter() - started, 1)
-    return {"key": found, "seconds": seconds, "problems": problems, "kernels": kernels}
+    return {"key": found, "seconds": round(seconds, 1), "problems": problems, "kernels": kernels}
+
+
+def run(command: list[str]) -> tuple[str, int, float]:
+    """What a program says, its exit status, and the CPU seconds of it and of the programs that it called."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    with process.stdout as stream:
+        text = stream.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return text, process.returncode, usage.ru_utime + usage.ru_stime
 
 
 def parse(text: str) -> list[Kernel]:

@@ -19,7 +19,7 @@ XLSTM_DEVICE Vector<Real> sigmoid(Vector<Real> x) {
 // The sum over the lanes, in every lane.
 template <typename Real, int s, int... lane>
 XLSTM_DEVICE Vector<Real> exchanged(Vector<Real> x, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(x, x, (lane ^ s)...);
+  return shuffled<Real, (lane ^ s)...>(x, x);
 }
 template <typename Real, int s = 1>
 XLSTM_DEVICE Vector<Real> sum_across(Vector<Real> x) {

@@ -102,14 +102,24 @@ XLSTM_DEVICE Vector<Real> exp2(Vector<Real> x) {
   return x < E::lowest ? Vector<Real>{} : power;
 }
 
+// Lane i of the result is lane number[i] of a followed by b. g++ has had clang's builtin since version 12, its own since 4.8.
+template <typename Real, int... number>
+XLSTM_DEVICE Vector<Real> shuffled(Vector<Real> a, Vector<Real> b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, number...);
+#else
+  return __builtin_shuffle(a, b, Integers<Real>{number...});
+#endif
+}
+
 // One stage of a transposition: exchanges the off-diagonal blocks of size s of two rows.
 template <typename Real, int s, int... lane>
 XLSTM_DEVICE Vector<Real> upper(Vector<Real> a, Vector<Real> b, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(a, b, ((lane & s) ? kLanes<Real> + lane - s : lane)...);
+  return shuffled<Real, ((lane & s) ? kLanes<Real> + lane - s : lane)...>(a, b);
 }
 template <typename Real, int s, int... lane>
 XLSTM_DEVICE Vector<Real> lower(Vector<Real> a, Vector<Real> b, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(a, b, ((lane & s) ? kLanes<Real> + lane : lane + s)...);
+  return shuffled<Real, ((lane & s) ? kLanes<Real> + lane : lane + s)...>(a, b);
 }
 
 template <typename Real, int s = 1>
