@@ -1,4 +1,7 @@
-"""Seeded bugs in the mLSTM of the CPU backend; its tests must turn red for each: `python python_tests/mlstm_cpu_mutants.py`."""
+"""Seeded bugs in the CPU backend; its tests must turn red for each: `python python_tests/mlstm_cpu_mutants.py`.
+
+In the mLSTM over sequences, and in what stands around the recurrences: layers, the step of a block, the convolution.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from planted_bugs import Bug, plant, scaled, table
 OPS = "xlstm_cuda/ops/mlstm_cpu.py"
 RESULT = "    return MLSTMGradients(dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0)\n"
 RESULTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")
-MUTANTS: dict[str, Bug] = scaled(OPS, RESULT, {name: name for name in RESULTS}) | table("mlstm_cpu")
-TESTS = ["python_tests/test_mlstm_cpu.py", "python_tests/test_mlstm_limits.py", "-k", "not simt and not cuda"]
+MUTANTS: dict[str, Bug] = scaled(OPS, RESULT, {name: name for name in RESULTS}) | table("mlstm_cpu") | table("cpu_layers")
+FILES = ("test_mlstm_layer_cpu", "test_block_step_cpu", "test_conv_cpu", "test_mlstm_cpu", "test_mlstm_limits")
+TESTS = [*(f"python_tests/{name}.py" for name in FILES), "-k", "not simt and not cuda"]
 
 if __name__ == "__main__":
     raise SystemExit(plant(__doc__, MUTANTS, TESTS, "_C"))

@@ -119,14 +119,23 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_threads(kind):
     assert torch.equal(together[2:3], alone)
 
 
-def test_many_weights_on_threads_give_the_same_bits(native_calls):
-    block = mlstm(D=512, num_heads=4, qkv_proj_blocksize=16)
-    x, found = torch.randn(2, 2, 512), []
+def test_many_weights_on_threads_give_the_same_bits_and_equal_the_modules(native_calls, monkeypatch):
+    """Outputs in parts of 64, the last one shorter, each with its own biases."""
+    block = mlstm(D=520, num_heads=4, qkv_proj_blocksize=16, bias=True).eval()
+    with torch.no_grad():
+        for weight in block.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02)
+    x, found = torch.randn(2, 2, 520), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         found.append(steps(block, x)[-1])
     torch.set_num_threads(1)
-    assert all(native_calls) and all(torch.equal(a, b) for a, b in zip(*found))
+    assert native_calls == [True] * 4 and all(torch.equal(a, b) for a, b in zip(*found))
+    block, x = block.double(), x.double()
+    native = steps(block, x)[-1]
+    monkeypatch.setattr(block_step_cpu, "usable", lambda x: False)
+    for one, other in zip(native, steps(block, x)[-1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["mLSTM", "sLSTM"])
