@@ -7,12 +7,18 @@ import torch
 from isa_fixture import isa_fixture
 
 from xlstm_cuda import sLSTM
+from xlstm_cuda.native import _C
 from xlstm_cuda.ops import slstm_layer_cpu
 
 #: B, S, features, NH, DH: whole vectors and less than a tile, rows beyond a tile of eight, slices of many steps, of one step (17
-#: rows of 2048 units), and a last one that is shorter.
-SHAPES = [(3, 40, 16, 2, 16), (9, 70, 48, 3, 32), (1, 1100, 80, 4, 16), (17, 3, 32, 4, 512), (2, 16, 32, 1, 48)]
+#: rows of 2048 units), and a last one of a single token.
+SHAPES = [(3, 40, 16, 2, 16), (9, 70, 48, 3, 32), (1, 1025, 80, 4, 16), (17, 3, 32, 4, 512), (2, 16, 32, 1, 48)]
 isa = isa_fixture()
+
+
+@pytest.fixture(autouse=True)
+def with_any_instruction_set(monkeypatch):
+    monkeypatch.setattr(slstm_layer_cpu, "LEFT_TO_LIBRARIES", ())
 
 
 @pytest.fixture
@@ -179,6 +185,9 @@ def test_what_others_have_to_see_is_left_to_them(native_calls):
     sLSTM(32, 32, num_heads=2)(torch.randn(15, 2, 32))  # few tokens
     sLSTM(32, 32, num_heads=2, dtype=torch.bfloat16)(torch.randn(40, 2, 32, dtype=torch.bfloat16))
     torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x)[0], expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slstm_layer_cpu, "LEFT_TO_LIBRARIES", (_C.cpu_isa(),))
+        layer(x)
     assert not native_calls
 
 

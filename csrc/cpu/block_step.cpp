@@ -61,9 +61,22 @@ void mlstm_block_step(const MlstmBlockStep<Real>& p, int threads) {
   run(Linear<Real>{B, D, 2 * I, p.up_weight, p.up_bias, memory.normed, nullptr, memory.up}, threads);
   auto* const inputs = XLSTM_OF_ISA(mlstm_block_inputs<Real>);
   for (int64_t b = 0; b < B; ++b) inputs(p, memory, b);
-  const MlstmOptions<Real> options{Real(1), Real(1e-6)};  // scale, eps
-  const MlstmStep<Real> cell{options,  B * NH, DH,  DH,  memory.q, memory.k, memory.v, memory.i,
-                             memory.f, p.C,    p.n, p.m, memory.h, p.C_last, p.n_last, p.m_last};
+  MlstmStep<Real> cell;
+  cell.rows = B * NH;
+  cell.DHQK = cell.DHHV = DH;
+  cell.q = memory.q;
+  cell.k = memory.k;
+  cell.v = memory.v;
+  cell.i = memory.i;
+  cell.f = memory.f;
+  cell.C = p.C;
+  cell.n = p.n;
+  cell.m = p.m;
+  cell.h = memory.h;
+  cell.C_last = p.C_last;
+  cell.n_last = p.n_last;
+  cell.m_last = p.m_last;
+  cell.eps = Real(1e-6);
   mlstm_step(cell, threads);
   auto* const output = XLSTM_OF_ISA(mlstm_block_output<Real>);
   for (int64_t b = 0; b < B; ++b) output(p, memory, b);

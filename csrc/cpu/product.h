@@ -12,14 +12,8 @@
 namespace xlstm::cpu {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRowsAtOnce = 8;
-#elif defined(__AVX2__)
-constexpr int kRowsAtOnce = 4;
-#else
-constexpr int kRowsAtOnce = 2;
-#endif
 constexpr int kPanelBytes = 64, kVectors = kPanelBytes / kVectorBytes;
+constexpr int kRowsAtOnce = 8 / kVectors;
 
 template <int ROWS, typename Real>
 XLSTM_HOST_DEVICE void panel_product(const Real* a, int64_t a_stride, int64_t K, const Real* panel, Real* out,

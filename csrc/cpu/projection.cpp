@@ -8,11 +8,7 @@ namespace {
 
 // Narrower than the tiles of tile.h: a panel of B has hundreds of rows, and two vectors of each stay in the first-level cache
 // (docs/kernel-notes.md).
-#if defined(__AVX512F__)
-constexpr int kRows = 8, kWidth = 2;
-#else
-constexpr int kRows = 6, kWidth = 2;
-#endif
+constexpr int kRows = kVectorBytes == 64 ? 8 : 6, kWidth = 2;
 constexpr int64_t kDepth = 128;  // rows of a panel that add_outer takes at once, so that they stay in that cache too
 
 // panel(Tile of WIDTH, first column) for every panel of N columns.

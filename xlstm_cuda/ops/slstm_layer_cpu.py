@@ -18,6 +18,7 @@ from .slstm_cpu import saved_shapes
 
 _FORWARD = {torch.float32: _C.slstm_layer_forward_cpu_float32, torch.float64: _C.slstm_layer_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.slstm_layer_backward_cpu_float32, torch.float64: _C.slstm_layer_backward_cpu_float64}
+LEFT_TO_LIBRARIES = ("baseline",)  #: instruction sets with which PyTorch's own products are faster
 _FEWEST_TOKENS = 32  #: below, laying out the weights for a product costs more than the product
 
 State = tuple[Tensor, ...]  # h, c, n, m, each (B, NH, DH)
@@ -44,7 +45,13 @@ def usable(operands: SLSTMLayerOperands) -> bool:
         return False
     input, W, R, b, *_ = operands
     dtype, (B, S, F), (_, NH, DH, _) = input.dtype, input.shape, R.shape
-    if dtype not in _FORWARD or B * S < _FEWEST_TOKENS or F % _C.UNIT_PADDING or DH % _C.UNIT_PADDING:
+    if (
+        dtype not in _FORWARD
+        or _C.cpu_isa() in LEFT_TO_LIBRARIES
+        or B * S < _FEWEST_TOKENS
+        or F % _C.UNIT_PADDING
+        or DH % _C.UNIT_PADDING
+    ):
         return False
     return W.shape == (4 * NH * DH, F) and all(one is None or one.dtype is dtype for one in (W, R, b))
 
