@@ -13,7 +13,7 @@ pytest.importorskip("bench", reason="bench/ is only in a checkout")
 
 from bench import scale
 from xlstm_cuda import functional, xLSTMLarge, xLSTMLargeConfig
-from xlstm_cuda.models.large import LargeBlock
+from xlstm_cuda.models.large import LargeBlock, Run
 
 XLSTM = [scale.XLSTM_1B, scale.XLSTM_7B]
 
@@ -71,7 +71,7 @@ def test_saved_bytes_are_what_autograd_keeps_of_a_block(model):
     def saved(S: int) -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            block(torch.empty(1, S, model.D, requires_grad=True, dtype=torch.bfloat16), None, "cpu")
+            block(torch.empty(1, S, model.D, requires_grad=True, dtype=torch.bfloat16), None, Run("cpu"))
         weights = {p.untyped_storage()._cdata for p in block.parameters()}
         return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)
 
