@@ -5,7 +5,7 @@ from __future__ import annotations
 from planted_bugs import Bug, plant, scaled, table
 
 KERNELS = "xlstm_cuda/ops/slstm_kernels.py"
-RETURN = "    return SLSTMGradients(dx, dR, db, *(unpadded(s, call.real_DH) for s in first))\n"
+RETURN = "    return sig.SLSTMGradients(dx, dR, db, *(unpadded(s, call.real_DH) for s in first))\n"
 RESULTS = {"dx": "dx", "dR": "dR", "db": "db", "dh0": "first[0]", "dc0": "first[1]", "dn0": "first[2]", "dm0": "first[3]"}
 MUTANTS: dict[str, Bug] = scaled(KERNELS, RETURN, RESULTS) | table("slstm")
 TESTS = [

@@ -16,16 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import signatures as sig
 from .launch import KernelCall, SLSTMShape, kernel_dtype, multiple_of_8, padded, unpadded
-from .signatures import (
-    SLSTMBackwardOptions,
-    SLSTMGradients,
-    SLSTMIncoming,
-    SLSTMOperands,
-    SLSTMOptions,
-    SLSTMResults,
-    SLSTMSaved,
-)
 
 KERNELS = ("resident", "cluster", "grid")
 
@@ -40,7 +32,7 @@ def saved_shapes(B: int, S: int, NH: int, DH: int) -> tuple[tuple[int, ...], tup
     return (B, S, NH, multiple_of_8(DH), 4), (B, S, NH, multiple_of_8(DH), 2)
 
 
-def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = False) -> SLSTMResults:
+def forward(operands: sig.SLSTMOperands, options: sig.SLSTMOptions, single_step: bool = False) -> sig.SLSTMResults:
     """One launch over all steps.
 
     `single_step` (S = 1, no resets, nothing saved) takes the decoding kernel, which sums R h in another order.
@@ -65,10 +57,10 @@ def forward(operands: SLSTMOperands, options: SLSTMOptions, single_step: bool = 
             saved_tails=call.result(tails) if options.save else 0, saved_cells=call.result(cells) if options.save else 0,
         )  # fmt: skip
     h_last, c_last, n_last, m_last = (unpadded(s, call.real_DH) for s in last)
-    return SLSTMResults(unpadded(h, call.real_DH), h_last, c_last, n_last, m_last, tails, cells)
+    return sig.SLSTMResults(unpadded(h, call.real_DH), h_last, c_last, n_last, m_last, tails, cells)
 
 
-def backward(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardOptions) -> SLSTMGradients:
+def backward(incoming: sig.SLSTMIncoming, saved: sig.SLSTMSaved, options: sig.SLSTMBackwardOptions) -> sig.SLSTMGradients:
     """One launch over all steps, and the products for dR."""
     R, h0, c0, n0, reset, cu_seqlens, tails, cells, h = saved
     assert h is not None
@@ -89,7 +81,7 @@ def backward(incoming: SLSTMIncoming, saved: SLSTMSaved, options: SLSTMBackwardO
         )  # fmt: skip
     dx = unpadded(dx, call.real_DH)
     dR, db = _weight_gradient(dx, call.h_before(h, h0)), unpadded(db_parts, call.real_DH).sum(0)
-    return SLSTMGradients(dx, dR, db, *(unpadded(s, call.real_DH) for s in first))
+    return sig.SLSTMGradients(dx, dR, db, *(unpadded(s, call.real_DH) for s in first))
 
 
 _forced_kernel: str | None = None
@@ -118,7 +110,7 @@ class _Pass(KernelCall):
 
     def __init__(
         self, like: Tensor, shape: tuple[int, ...], reset: Tensor | None, cu_seqlens: Tensor | None,
-        options: SLSTMOptions | SLSTMBackwardOptions,
+        options: sig.SLSTMOptions | sig.SLSTMBackwardOptions,
     ) -> None:  # fmt: skip
         """shape: B, S, NH, DH of tensors with steps."""
         self.dtype = kernel_dtype(f"slstm on {options.backend}: x", like)
