@@ -66,14 +66,21 @@ class ResidualBlock(nn.Module):
             if part is not None:
                 part.reset_parameters()  # type: ignore[operator]
 
-    def forward(self, x: Tensor, state: LayerState | None = None, return_last_state: bool = False, **options: Any) -> Any:
-        """y (B, S, D), with return_last_state also the layer's state. Takes every argument of the layer's forward.
-
-        options: cu_seqlens, reset, cp_group, backend, and the parts of the state as single keywords; `mLSTMLayer.forward` and
-        `sLSTMLayer.forward` say what they mean.
-        """
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        return_last_state: bool = False,
+        *,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
+        backend: str | None = None,
+        **layer_states: Any,
+    ) -> Any:
+        """y (B, S, D), with return_last_state also the layer's state; arguments as in the layer's forward."""
         check_input(x, self.xlstm_norm.dim)
-        y = self.xlstm(self.xlstm_norm(x), state, return_last_state, **options)
+        options = {"cu_seqlens": cu_seqlens, "reset": reset, "backend": backend}
+        y = self.xlstm(self.xlstm_norm(x), state, return_last_state, **options, **layer_states)
         y, last = y if return_last_state else (y, None)
         y = self._feed_forward(x + y)
         return (y, last) if return_last_state else y
