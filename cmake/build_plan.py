@@ -31,7 +31,7 @@ Version = tuple[int, int]
 
 OLDEST_NVCC: Version = (12, 0)  #: the first with PTX ISA 8.0 and sm_90a, which csrc/device writes
 OLDEST_GPU = 80  #: bfloat16 mma and cp.async
-OLDEST_GNU, OLDEST_CLANG = 9, 10  #: of the C++ compiler that nvcc calls; Compiler.cmake checks the other one
+OLDEST_GNU, OLDEST_CLANG = 11, 11  #: of the C++ compiler that nvcc calls; Compiler.cmake checks the other one
 
 #: The first nvcc that knows a target; OLDEST_NVCC knows those that are not named here.
 FIRST_NVCC: dict[str, Version] = {

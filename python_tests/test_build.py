@@ -273,9 +273,9 @@ def test_cmake_refuses_another_system_in_one_sentence(machine, system, sentence)
 @needs_cmake
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
 def test_cmake_refuses_a_compiler_that_is_too_old(machine):
-    old = machine.program("old-g++", 'exec g++ -U__GNUC__ -D__GNUC__=7 "$@"')
+    old = machine.program("old-g++", 'exec g++ -U__GNUC__ -D__GNUC__=10 "$@"')
     result = machine.configure("-DXLSTM_CUDA=OFF", CXX=str(old))
-    assert result.returncode != 0 and "xlstm_cuda needs g++ 9 or newer, got 7." in said(result) and "set CXX" in said(result)
+    assert result.returncode != 0 and "xlstm_cuda needs g++ 11 or newer, got 10." in said(result) and "set CXX" in said(result)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
@@ -289,7 +289,7 @@ def test_a_host_compiler_of_nvcc_that_is_too_old_is_refused(machine, monkeypatch
     nvcc_with(build_plan.OLDEST_GNU)
     assert build_plan.find_nvcc().version == (13, 0)
     nvcc_with(build_plan.OLDEST_GNU - 1)
-    with pytest.raises(Refused, match=r"its C\+\+ compiler is older than g\+\+ 9 and clang\+\+ 10; set CUDAHOSTCXX to a newer"):
+    with pytest.raises(Refused, match=r"its C\+\+ compiler is older than g\+\+ 11 and clang\+\+ 11; set CUDAHOSTCXX to a newer"):
         build_plan.find_nvcc()
 
 
