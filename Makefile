@@ -35,7 +35,7 @@ test-ptx:  ## the kernels' tests on what nvcc made of them, interpreted (5 minut
 	$(PYTEST) -q --ptx=90a $(PTX_TESTS)
 	$(PYTEST) -q --ptx=80 $(PTX_TESTS)
 
-test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX
+test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX (over an hour on 2 cores)
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) deep)
 	$(PYTEST) -m deep
 	$(PYTHON) python_tests/attack --cases 10000 --seed 1

@@ -6,7 +6,7 @@
 namespace xlstm::ptx {
 namespace {
 
-constexpr uint32_t kGrain = 2;  // bytes told apart: 16-bit elements side by side may belong to two threads
+constexpr uint32_t kGrain = 1;  // bytes told apart: flags side by side belong to two threads
 std::unordered_map<uint64_t, Word> global_words;
 std::unordered_map<const void*, Clock> clocks;
 
