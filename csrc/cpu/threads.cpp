@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -13,6 +14,13 @@
 
 namespace xlstm::cpu {
 namespace {
+
+// Tells the processor that this thread only waits.
+void pause() {
+#ifdef XLSTM_X86_64
+  __builtin_ia32_pause();
+#endif
+}
 
 // One loop: whoever takes part draws indices until none are left.
 struct Loop {
@@ -35,6 +43,20 @@ struct Loop {
   }
 };
 
+// How long a thread looks for what it waits for before it sleeps. Waking another one takes as long as this, and one operator has
+// many loops with little between them; a longer look would take the processor from others (docs/kernel-notes.md).
+constexpr std::chrono::microseconds kLook{50};
+
+template <typename Condition>
+void look_for(const Condition& condition) {
+  for (const auto start = std::chrono::steady_clock::now(); std::chrono::steady_clock::now() - start < kLook;) {
+    for (int i = 0; i < 16; ++i) {
+      if (condition()) return;
+      pause();
+    }
+  }
+}
+
 // Threads that sleep between loops, because starting one costs more than a short sequence. They live as long as the process.
 class Pool {
  public:
@@ -50,9 +72,13 @@ class Pool {
     }
     work_.notify_all();
     loop.work();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      running_ -= wanted_;  // helpers that never woke up are not waited for
+      wanted_ = 0;
+    }
+    look_for([&] { return running_ == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
-    running_ -= wanted_;  // helpers that never woke up are not waited for
-    wanted_ = 0;
     done_.wait(lock, [&] { return running_ == 0; });
   }
 
@@ -60,6 +86,9 @@ class Pool {
   void sleep_and_help() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      lock.unlock();
+      look_for([&] { return wanted_ > 0; });
+      lock.lock();
       work_.wait(lock, [&] { return wanted_ > 0; });
       --wanted_;
       Loop& loop = *loop_;
@@ -73,9 +102,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable work_, done_;
   Loop* loop_ = nullptr;
-  int started_ = 0;  // threads of this pool
-  int wanted_ = 0;   // helpers that may still join the loop
-  int running_ = 0;  // helpers that joined or may still join, and have not finished
+  int started_ = 0;              // threads of this pool
+  std::atomic<int> wanted_{0};   // helpers that may still join the loop; changed under the mutex, as is the next
+  std::atomic<int> running_{0};  // helpers that joined or may still join, and have not finished
 };
 
 // A forked process has none of its parent's threads, so it gets a pool of its own; the parent's is left as it is. Pools are
