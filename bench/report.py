@@ -27,7 +27,8 @@ measures on your machine.
   system between calls (`bench/timing.py`).
 - **ratio**: this contender's time over that of the one named, the median over the rounds of one run.
 - **roofline**: how long the work of the case would take at the rates of a matmul and of a copy on the same machine, as a share of
-  the measured time (`bench/roofline.py`).
+  the measured time (`bench/roofline.py`). It is above 100 % where a kernel leaves out work that the count includes: scores above
+  the diagonal, and the state where one chunk is the whole sequence.
 - **error**: before it was timed, the contender's outputs and gradients were compared with the float64 reference, and this is the
   largest difference. A contender without an error computes another function.
 
