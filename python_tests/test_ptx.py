@@ -197,6 +197,23 @@ def test_copy_lands_late(ptx):
     assert (run(ptx, COPY.format(wait=""), late=False, **options)[32:] == np.arange(32)).all()
 
 
+SIDE_BY_SIDE = """
+shr.u32 %r2, %r1, 5;
+and.b32 %r3, %r1, 31;
+mov.u32 %r4, s;
+add.u32 %r4, %r4, {flag};
+setp.eq.u32 %p1, %r3, 0;
+@%p1 st.shared.u8 [%r4], %r1;
+"""
+
+
+def test_flags_of_two_warps_side_by_side_are_no_race(ptx):
+    options = {"head": ".shared .align 4 .b8 s[4];", "block": 64, "words": 64, "races": True}
+    run(ptx, SIDE_BY_SIDE.format(flag="%r2"), **options)
+    with pytest.raises(RuntimeError, match="race on shared memory: this write and the write by warp"):
+        run(ptx, SIDE_BY_SIDE.format(flag="1"), **options)
+
+
 RELEASE = """
 setp.lt.u32 %p1, %r1, 32;
 @!%p1 bra READER;
