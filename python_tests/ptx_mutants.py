@@ -3,7 +3,7 @@
 The counter of the grid kernel is the exception: a schedule that starves a warp shows it in either way.
 
 `python python_tests/ptx_mutants.py [--only TEXT]`, where nvcc is. A bug costs the time in which nvcc
-compiles what includes its file.
+compiles what includes its file, to PTX of one target.
 """
 
 from __future__ import annotations
@@ -71,4 +71,5 @@ TESTS = [*FILES, "-k", f"({WRAPPERS}) or ({KERNELS})"]
 
 
 if __name__ == "__main__":
-    raise SystemExit(plant(__doc__, MUTANTS, ["--ptx=90a", *TESTS], "_ptx", ["-DXLSTM_PTX=ON"], unseen=TESTS))
+    switches = ["-DXLSTM_PTX=ON", "-DXLSTM_PTX_ARCHITECTURES=90a"]
+    raise SystemExit(plant(__doc__, MUTANTS, ["--ptx=90a", *TESTS], "_ptx", switches, unseen=TESTS))

@@ -101,7 +101,8 @@ def test_stream_is_lazy(model):
 
 
 def test_generate_is_the_same_for_the_same_seed(run_folder, capsys):
-    options = ["--checkpoint", str(run_folder), "--length", "60"]
+    # nearly uniform draws: the model knows one sentence by heart, and at temperature 1 two of some hundred texts were the same
+    options = ["--checkpoint", str(run_folder), "--length", "60", "--temperature", "100"]
     first = generated(capsys, *options, "--seed", "1")
     assert generated(capsys, *options, "--seed", "1") == first
     assert generated(capsys, *options, "--seed", "2") != first
