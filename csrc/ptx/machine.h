@@ -127,7 +127,7 @@ struct Barrier {
   Clock clock;
 };
 
-// What the race detector remembers of a byte: who wrote them last, and who has read them since.
+// What the race detector remembers of a byte: who wrote it last, and who has read it since.
 struct Touch {
   uint32_t serial = 0, time = 0;
   const Instruction* by = nullptr;
