@@ -64,12 +64,13 @@ def plant(
     module: str = "_simt",
     switches: Sequence[str] = (),
     unseen: Sequence[str] = (),
+    in_both: Sequence[str] = (),
 ) -> int:
     """Plants every bug (or those of ``--only TEXT``), rebuilds ``module`` where C++ changed, runs the tests; 1 if one is missed.
 
     Python and the CUDA headers are those that build XLSTM_SIMT=ON; ``switches`` are more of CMake's. ``tests`` are pytest's
     arguments, enough to see each bug: all tests would take minutes per bug. ``unseen``: tests on the host executor, which is
-    rebuilt too, and which must stay green: the bug is one that only ``module`` can show.
+    rebuilt too, and which must stay green: the bug is one that only ``module`` can show. ``in_both``: bugs that turn both red.
     """
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--only", default="", help="bugs whose name contains this")
@@ -79,7 +80,7 @@ def plant(
         parser.error(f"--only {only}: no bug of that name")
     if lost := misplaced(chosen):
         raise SystemExit("\n".join(lost))
-    missed, seen_by_both = [], []
+    missed, on_the_wrong_side = [], []
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder), module, switches)
         if copy.tests_fail(tests):
@@ -95,14 +96,15 @@ def plant(
             caught, stale = copy.tests_fail(tests), of_module
             if unseen:
                 copy.compile("_simt")
-                if copy.tests_fail(unseen):
-                    seen_by_both.append(name)
+                if copy.tests_fail(unseen) != (name in in_both):
+                    on_the_wrong_side.append(name)
             path.write_text(source)
             print(f"{name:60} {'red' if caught else 'GREEN: missed'} ({time.perf_counter() - started:.0f} s)", flush=True)
             missed += [] if caught else [name]
-    for name in seen_by_both:
-        print(f"{name:60} seen by the host executor too: not a bug that only {module} can show")
-    return bool(missed or seen_by_both)
+    for name in on_the_wrong_side:
+        expected = "seen by both, and was not" if name in in_both else f"seen by {module} alone, and was seen by both"
+        print(f"{name:60} has to be {expected}")
+    return bool(missed or on_the_wrong_side)
 
 
 class Copy:

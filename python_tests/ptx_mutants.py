@@ -28,6 +28,7 @@ LOOP = """#pragma unroll
         }
       }
 """
+ONE_COUNTER = "grid backward: one counter for both buffers"
 COUNTER = """return counters + owner * kCounterPitch{buffer}; }}
   XLSTM_DEVICE uint32_t complete(int e) const {{ return {exchanges} * pieces; }}"""
 MUTANTS: dict[str, Bug] = {
@@ -58,7 +59,7 @@ MUTANTS: dict[str, Bug] = {
         """asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");""",
         """asm("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag));""",
     ),
-    "grid backward: one counter for both buffers": (
+    ONE_COUNTER: (
         GRID,
         COUNTER.format(buffer=" + e % 2", exchanges="uint32_t(e + 1) / 2"),
         COUNTER.format(buffer="", exchanges="uint32_t(e)"),
@@ -72,4 +73,4 @@ TESTS = [*FILES, "-k", f"({WRAPPERS}) or ({KERNELS})"]
 
 if __name__ == "__main__":
     switches = ["-DXLSTM_PTX=ON", "-DXLSTM_PTX_ARCHITECTURES=90a"]
-    raise SystemExit(plant(__doc__, MUTANTS, ["--ptx=90a", *TESTS], "_ptx", switches, unseen=TESTS))
+    raise SystemExit(plant(__doc__, MUTANTS, ["--ptx=90a", *TESTS], "_ptx", switches, TESTS, [ONE_COUNTER]))
