@@ -17,7 +17,6 @@ constexpr int64_t kTokens = 64;          // of a task of a product
 constexpr int64_t kUnits = 64;           // rows of W of a task of dW
 
 // Some steps of all rows: token b * steps + s is step first + s of row b.
-template <typename Real>
 struct Slice {
   int64_t B, first, steps;
 
@@ -37,7 +36,7 @@ int64_t pieces(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
 // to (tokens, F) = rows of the slice, close together.
 template <typename Real>
-void gather(const Slice<Real>& slice, const View<const Real>& x, int64_t F, int64_t token, int64_t count, Real* to) {
+void gather(const Slice& slice, const View<const Real>& x, int64_t F, int64_t token, int64_t count, Real* to) {
   for (int64_t i = 0; i < count; ++i) std::copy_n(slice.row(x, token + i), F, to + i * F);
 }
 
@@ -55,7 +54,7 @@ void slstm_layer_forward(const SlstmLayerForward<Real>& p, int threads) {
   slstm::ForwardParams<Real, Real> cell = p.cell;
   cell.x_gate_stride = H;
   for (int64_t first = 0; first < shape.S; first += T) {
-    const Slice<Real> slice{shape.B, first, std::min(T, shape.S - first)};
+    const Slice slice{shape.B, first, std::min(T, shape.S - first)};
     parallel_for(pieces(slice.tokens(), kTokens), recurrence.threads(), [&](int64_t piece) {
       Scratch scratch;
       const int64_t token = piece * kTokens, count = std::min(kTokens, slice.tokens() - token);
@@ -85,7 +84,7 @@ void slstm_layer_backward(const SlstmLayerBackward<Real>& p, int threads) {
   cell.h_prev = h_prev.get();
   for (int64_t end = shape.S; end > 0; end -= T) {
     const int64_t first = std::max<int64_t>(end - T, 0);
-    const Slice<Real> slice{shape.B, first, end - first};
+    const Slice slice{shape.B, first, end - first};
     const int64_t tokens = slice.tokens(), tiles = recurrence.tasks(cell);
     parallel_for(tiles + 1, recurrence.threads(), [&](int64_t task) {
       if (task < tiles) return recurrence.task(cell, {first, end, first, slice.steps}, task);

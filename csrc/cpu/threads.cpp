@@ -43,8 +43,9 @@ struct Loop {
   }
 };
 
-// How long a thread looks for what it waits for before it sleeps. Waking another one takes as long as this, and one operator has
-// many loops with little between them; a longer look would take the processor from others (docs/kernel-notes.md).
+// How long a thread looks for what it waits for before it sleeps: one operator has many loops with little between them, and
+// sleeping and waking between them cost a layer up to a third of its time (docs/kernel-notes.md). A longer look would take the
+// processor from others.
 constexpr std::chrono::microseconds kLook{50};
 
 template <typename Condition>
