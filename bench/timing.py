@@ -12,6 +12,7 @@ import torch
 
 KEPT = (32 << 20) - 8192  #: bytes; the largest block by whose size glibc sets its thresholds
 SHORTEST_SAMPLE = 2e-2  #: seconds; quicker calls are repeated inside a sample
+WARM = 1e-1  #: seconds; before a sample of quicker calls one is made that is not timed
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,24 @@ def interleaved(
     calls: Mapping[str, Callable[[], object]], clock: Clock = wall_clock, seconds: float = 3.0, most: int = 9
 ) -> dict[str, Timing]:
     """Times every call in rounds, as in a loop of its own: the other contenders of a round have left their data in the caches,
-    so a sample of repeated calls begins after one call that is not timed.
+    so a sample begins after one call that is not timed, unless a call takes so long that the caches do not matter.
 
     Each contender gets the same share of ``seconds``, so slow ones have fewer runs, at least one; all have at most ``most``.
     """
-    runs, repeats = {}, {}
+    runs, repeats, cold = {}, {}, set()
     for name, call in calls.items():
         one = 1e-3 * clock(call, 1)
         if one < SHORTEST_SAMPLE:  # that one was cold
             one = 1e-3 * clock(call, 3)
+        if one < WARM:
+            cold.add(name)
         repeats[name] = max(1, int(SHORTEST_SAMPLE / one))
         runs[name] = min(most, max(1, int(seconds / len(calls) / (one * repeats[name]))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(max(runs.values(), default=0)):
         for name, call in calls.items():
             if round_ < runs[name]:
-                if repeats[name] > 1:
+                if name in cold:
                     call()
                 times[name].append(clock(call, repeats[name]))
     return {name: Timing(tuple(t)) for name, t in times.items()}

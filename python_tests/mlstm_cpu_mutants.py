@@ -8,7 +8,7 @@ from __future__ import annotations
 from planted_bugs import Bug, plant, scaled, table
 
 OPS = "xlstm_cuda/ops/mlstm_cpu.py"
-RESULT = "    return MLSTMGradients(dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0)\n"
+RESULT = "    return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)\n"
 RESULTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")
 MUTANTS: dict[str, Bug] = scaled(OPS, RESULT, {name: name for name in RESULTS}) | table("mlstm_cpu") | table("cpu_layers")
 FILES = ("slstm_layer_cpu", "mlstm_layer_cpu", "block_step_cpu", "conv_cpu", "mlstm_cpu", "mlstm_limits")

@@ -40,8 +40,9 @@ def table(name: str) -> dict[str, Bug]:
 
 
 def scaled(file: str, line: str, results: Mapping[str, str]) -> dict[str, Bug]:
-    """A bug for each result: multiplied by 0.98 in front of ``line`` of ``file``; results: name -> expression."""
-    return {f"{name} x 0.98": (file, line, f"    {value} = {value} * 0.98\n{line}") for name, value in results.items()}
+    """A bug for each result: multiplied by 0.98 in front of ``line`` of ``file`` (None stays); results: name -> expression."""
+    planted = "    if {0} is not None:\n        {0} = {0} * 0.98\n"
+    return {f"{name} x 0.98": (file, line, planted.format(value) + line) for name, value in results.items()}
 
 
 def misplaced(bugs: Mapping[str, Bug]) -> list[str]:

@@ -312,9 +312,10 @@ def test_mlstm_error_does_not_grow_with_length(backend):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_mlstm_memory_is_linear_in_length():
-    """From one length to the next the memory grows as the steps do; the scores of the parallel form alone would be 6.7 GB here.
+    """From one length to the next the memory grows as the steps do; the scores of the parallel form alone would be 107 GB here.
 
-    Differences, because memory that the first call has left resident is not counted at any length.
+    Differences, because memory that the first call has left resident is not counted at any length. They are more than 90 MiB, of
+    which the 4 MiB that a thread may keep for its next task are less than what is allowed.
     """
     script = """
 import sys, torch
@@ -335,8 +336,8 @@ print(read("VmHWM") - before)
         command = [sys.executable, "-c", script, str(S)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    short, middle, long = (kibibytes(S) for S in (2048, 8192, 20480))
-    assert 0 < long - middle <= 1.05 * 2 * (middle - short)
+    short, middle, long = (kibibytes(S) for S in (8192, 40960, 81920))
+    assert 0 < long - middle <= 1.05 * 1.25 * (middle - short)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

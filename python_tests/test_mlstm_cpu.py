@@ -143,6 +143,25 @@ def test_a_split_at_any_multiple_of_the_chunk_size_gives_the_same_bits(B, NH, DH
         assert all(torch.equal(a, b) for a, b in zip(end, last)), border
 
 
+#: S, DHQK, DHHV, and the chunk that is chosen where none is given.
+CHUNKS = [
+    (40, 16, 16, 64), (80, 16, 16, 32), (64, 32, 32, 64), (100, 16, 24, 32), (300, 32, 16, 32), (96, 64, 64, 128),
+    (128, 64, 64, 128), (160, 64, 64, 64), (300, 40, 64, 64), (192, 128, 128, 256), (320, 128, 128, 64),
+    (256, 192, 192, 256), (320, 256, 256, 128), (512, 256, 256, 256), (520, 256, 256, 128),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("S,DHQK,DHHV,chosen", CHUNKS)
+def test_the_chosen_chunk_is_the_one_that_needs_the_fewest_products(S, DHQK, DHHV, chosen):
+    case = Case(B=1, S=S, NH=1, DHQK=DHQK, DHHV=DHHV, dtype=torch.float32)
+    tensors = mlstm_cases.inputs(case)
+    got = mlstm_cases.run(case, tensors, "cpu")
+    sizes = {size: mlstm_cases.run(replace(case, options={"chunk_size": size}), tensors, "cpu") for size in (32, 64, 128, 256)}
+    alike = [size for size, other in sizes.items() if all(torch.equal(x, other[name]) for name, x in got.items())]
+    whole = [size for size in sizes if min(size, S) == min(chosen, S)]
+    assert alike == whole
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("S", [1, 20, 64, 130])
 def test_a_row_alone_has_the_bits_that_it_has_in_its_batch(S, dtype):
@@ -161,7 +180,7 @@ def test_a_row_alone_has_the_bits_that_it_has_in_its_batch(S, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("lengths", [(70, 0, 1, 129), (65,)], ids=str)
+@pytest.mark.parametrize("lengths", [(70, 0, 1, 129), (65,), (30, 64, 200)], ids=str)
 def test_a_packed_sequence_has_the_bits_that_it_has_alone(lengths, dtype):
     case = Case(B=1, S=sum(lengths), lengths=lengths, dtype=dtype, state=True)
     tensors = mlstm_cases.inputs(case)
@@ -220,6 +239,8 @@ def test_a_nan_touches_its_sample_and_head_from_its_step_on(poisoned, step, dtyp
     assert all(x[0].isfinite().all() and x[..., :2].isfinite().all() for x in gradients[3:5])
     assert all(x[0].isfinite().all() and x[1, :2].isfinite().all() for x in gradients[5:])
     assert any(x.isnan().any() for x in gradients), "a NaN is hidden"
+    if poisoned != "q":
+        assert all(x[1, :, 2].isnan().all() for x in gradients[:5]) and all(x[1, 2].isnan().all() for x in gradients[5:])
 
 
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["C0", "n0", "m0"])

@@ -11,7 +11,8 @@ constexpr int64_t kWorthThreads = 1'000'000;  // multiply-adds; fewer are done b
 
 template <typename Real>
 bool worth_threads(const MlstmInputs<Real>& p) {
-  return p.B * p.S * p.NH * (p.DHQK * p.DHHV + p.L * (p.DHQK + p.DHHV)) >= kWorthThreads;
+  const int64_t L = p.L ? p.L : chunk_length(p.S, p.DHQK, p.DHHV);
+  return p.B * p.S * p.NH * (p.DHQK * p.DHHV + L * (p.DHQK + p.DHHV)) >= kWorthThreads;
 }
 
 }  // namespace

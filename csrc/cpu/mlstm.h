@@ -20,7 +20,7 @@ enum class Storage {
 template <typename Real>
 struct MlstmInputs : MlstmOptions<Real> {
   int64_t B = 0, S = 0, NH = 0, DHQK = 0, DHHV = 0;
-  int64_t L = 0;                        // steps of a chunk
+  int64_t L = 0;                        // steps of a chunk; 0: `chunk_length` of every sequence
   int64_t N = 0;                        // sequences: B, or those between the borders
   const int32_t* cu_seqlens = nullptr;  // (N + 1) borders of sequences on S, with B = 1; or null
   Storage storage = Storage::kReal;
@@ -62,6 +62,23 @@ void read(R& r, MlstmBackward<Real>& p) {
   read(r, static_cast<MlstmInputs<Real>&>(p));
   r("exact", p.exact)("h", p.h)("dh", p.dh)("dot", p.dot)("dC", p.dC)("dn", p.dn);
   r("dq", p.dq)("dk", p.dk)("dv", p.dv)("di", p.di)("df", p.df)("dC0", p.dC0)("dn0", p.dn0)("dm0", p.dm0);
+}
+
+// How long a chunk is where nobody says it: of 32, 64, 128 and 256 steps the length with which forward and backward need the
+// fewest multiply-adds, the longer of two that are alike. A wide head has no short chunks, because what is done once for every
+// chunk grows with the state (docs/kernel-notes.md).
+inline int64_t chunk_length(int64_t steps, int64_t DHQK, int64_t DHHV) {
+  const int64_t wider = DHQK > DHHV ? DHQK : DHHV;
+  int64_t chosen = 0, fewest = 0;
+  for (int64_t L = wider <= 32 ? 32 : wider < 192 ? 64 : 128; L <= 256; L *= 2) {
+    const int64_t whole = steps / L, rest = steps % L;
+    const int64_t first = whole ? L : rest, last = rest ? rest : L;
+    const int64_t with_states = 2 * (steps - first) + 3 * (steps - last);  // the first reads none, nobody reads that of the last
+    const int64_t pairs = (whole * L * L + rest * rest) / 2;
+    const int64_t products = with_states * DHQK * DHHV + pairs * (3 * DHQK + 2 * DHHV);
+    if (chosen == 0 || products <= fewest) chosen = L, fewest = products;
+  }
+  return chosen;
 }
 
 // clang-format off

@@ -78,10 +78,11 @@ class Backward {
       m_[0] = p_.m0[head_.task];
       if (!(m_[0] < std::numeric_limits<Real>::infinity())) return head_.steps == 0;
     }
+    const bool sound = head_.steps > 0 && dot_of(head_.steps - 1) == dot_of(head_.steps - 1);  // else forward left a NaN there
     for (int64_t chunk = 0; chunk < head_.chunks; ++chunk) {
       const int64_t first = chunk * head_.L, steps = head_.steps_of(chunk);
       const Rows<const Real> K = k_.read(first, steps), V = v_.read(first, steps);
-      if (sound_steps(p_, head_, K, V, first, steps) < steps) return false;
+      if (!sound && sound_steps(p_, head_, K, V, first, steps) < steps) return false;
       if (chunk + 1 == head_.chunks) break;
       steps_ = steps;
       scan(first, m_[chunk]);
@@ -97,6 +98,8 @@ class Backward {
                 steps_, m, p_.sigmoid_igate());
   }
 
+  Real dot_of(int64_t t) const { return p_.dot[(head_.batch * p_.S + head_.first + t) * p_.NH + head_.head]; }
+
   double inner_product(const Real* x, const Real* dx, int64_t count) const {
     double sum = 0;
     for (int64_t at = head_.task * count; at < (head_.task + 1) * count; ++at) sum += static_cast<double>(x[at]) * dx[at];
@@ -105,8 +108,7 @@ class Backward {
 
   // r_t, r_t delta_t with delta_t = -[|s d_t| > exp(-m_t)] sign(d_t) (dh_t.h_t), and r dH in both orders.
   void normalisers(int64_t first) {
-    const Real* const dot = p_.dot + (head_.batch * p_.S + head_.first + first) * p_.NH + head_.head;
-    for (int64_t t = 0; t < steps_; ++t) dot_[t] = dot[t * p_.NH];
+    for (int64_t t = 0; t < steps_; ++t) dot_[t] = dot_of(first + t);
     normaliser(dot_, gates_.m, steps_, p_.scale, p_.eps, p_.normalize, r_, active_);
     const int64_t vectors = whole_vectors<Real>(steps_);
     if (p_.exact && p_.normalize) {

@@ -26,7 +26,7 @@ struct Head {
     } else {
       batch = sequence;
     }
-    L = std::max<int64_t>(std::min(p.L, steps), 1);
+    L = std::max<int64_t>(std::min(p.L ? p.L : chunk_length(steps, p.DHQK, p.DHHV), steps), 1);
     chunks = (steps + L - 1) / L;
     DK = whole_vectors<Real>(p.DHQK);
     DV = whole_vectors<Real>(p.DHHV);

@@ -292,8 +292,8 @@ class mLSTMLayer(nn.Module):
         cu_seqlens: Tensor | None,
         reset: Tensor | None,
         backend: str | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
-        """What lies between the two projections by native passes on a CPU; None where modules must be called."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None] | None:
+        """What lies between the two projections by native passes on a CPU, and the state if asked for; None: call the modules."""
         conv_state, state, conv = before["conv_state"], before["mlstm_state"], self.conv1d
         if reset is not None or (cu_seqlens is not None and conv_state is not None) or resolve(backend, up.device) != "cpu":
             return None
@@ -309,7 +309,7 @@ class mLSTMLayer(nn.Module):
         start = None if state is None else _without_ones(state, a.unflatten(-1, (NH, -1)), B)
         eps = self.mlstm_cell.outnorm.eps
         y, (C, n, m) = mlstm_layer_cpu.mlstm_layer(up, weights, held, start, cu_seqlens, eps, return_last_state)
-        return y, (C, n.unsqueeze(-1), m[..., None, None])
+        return y, (C, n.unsqueeze(-1), m[..., None, None]) if return_last_state else None
 
     def _plain_weights(self, outer: tuple[Any, ...] = (), kinds: tuple[type[nn.Module], ...] = ()) -> MLSTMLayerWeights | None:
         """The weights between the two projections where reading them is the same as calling their modules and ``outer`` ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,11 +24,17 @@ def _declared(fields: type) -> str:
     return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in typing.get_type_hints(fields).items())
 
 
+def _declared_results(fields: type) -> str:
+    return ", ".join(f"Tensor {name}" for name in typing.get_type_hints(fields))
+
+
 class Op:
     """One op of the library. Its schema is made of NamedTuples, and its functions are given these, not flat lists.
 
     overload: the op as PyTorch sees it; it takes the fields of `takes`, one after the other.
-    direct: the same by its implementation, for eager calls, where the dispatcher would cost more than it gives.
+    direct: the same by its implementation, on the groups, for eager calls, where the dispatcher would cost more than it gives.
+        A result that is None there is an empty tensor of the op: the schema of an op has no results that may be missing, and to
+        make a tensor for nobody takes a microsecond.
     """
 
     def __init__(self, name: str, takes: Sequence[type], gives: type, impl: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -40,21 +47,35 @@ class Op:
         self.name, self.takes = name, takes
 
         @functools.wraps(impl)
-        def direct(*args: Any) -> Any:
+        def direct(*groups: Any) -> Any:
             with torch._C._DisableAutocast():
-                return impl(*self.split(args))
+                return impl(*groups)
+
+        def computed(*args: Any) -> tuple[Tensor, ...]:
+            groups = self.split(args)
+            results = direct(*groups)
+            if any(result is None for result in results):
+                results = (empty if result is None else result for result, empty in zip(results, fake(*groups)))
+            return tuple(results)
 
         self.direct: Callable[..., Any] = direct
-        IMPLEMENTATIONS[name] = direct
-        schema = f"({', '.join(map(_declared, takes))}) -> ({_declared(gives)})"
+        IMPLEMENTATIONS[name] = computed
+        schema = f"({', '.join(map(_declared, takes))}) -> ({_declared_results(gives)})"
         LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(name, lambda *args: tuple(direct(*args)), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, computed, "CompositeExplicitAutograd")
         torch.library.register_fake(f"xlstm_cuda::{name}", lambda *args: tuple(fake(*self.split(args))), lib=LIBRARY)
         self.overload: Callable[..., Any] = getattr(torch.ops.xlstm_cuda, name).default
 
-    def __call__(self, like: Tensor, *args: Any) -> Any:
+    def __call__(self, like: Tensor, *groups: Any) -> Any:
         """Runs the op on operands such as `like`: itself where somebody has to see it, else its implementation."""
-        return self.overload(*args) if must_dispatch(like) else self.direct(*args)
+        return self.overload(*itertools.chain(*groups)) if must_dispatch(like) else self.direct(*groups)
+
+    def in_backward(self, like: Tensor, *groups: Any) -> Any:
+        """`__call__` without a graph of its own. Only create_graph=True leaves one to be switched off, which is not free."""
+        if not torch.is_grad_enabled():
+            return self(like, *groups)
+        with torch.no_grad():
+            return self(like, *groups)
 
     def split(self, args: Sequence[Any]) -> list[Any]:
         """The groups of a flat list of arguments."""
@@ -66,19 +87,20 @@ class Op:
         return groups
 
     def differentiate(self, call: Callable[..., Any]) -> None:
-        """Gives the op its gradient: ``call(run, *args)`` has the results of ``run(*args)``, and autograd knows about them.
+        """Gives the op its gradient: ``call(run, *groups)`` has the results of ``run(*groups)``, and autograd knows about them.
 
         Everything that calls the op itself gets it: exported, traced and functionalised programs, compilers, torch.func.
         """
         overload: Any = self.overload
 
         def autograd(keyset: Any, *args: Any) -> Any:
-            def below(*args: Any) -> Any:
+            def below(*groups: Any) -> Any:
                 with torch._C._AutoDispatchBelowAutograd():
-                    return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+                    return overload.redispatch(keyset & torch._C._after_autograd_keyset, *itertools.chain(*groups))
 
             tensors = (x for x in args if isinstance(x, Tensor))
-            return call(below, *args) if differentiated(*tensors) else below(*args)
+            groups = self.split(args)
+            return call(below, *groups) if differentiated(*tensors) else below(*groups)
 
         LIBRARY.impl(self.name, autograd, "Autograd", with_keyset=True)
 
@@ -130,9 +152,9 @@ def refuse_forward_mode(cell: str) -> Any:
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cell: str, anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, cell: str, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.cell = cell
-        return tuple(g.view_as(g) for g in gradients)
+        return tuple(None if g is None else g.view_as(g) for g in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -142,7 +164,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def differentiable_once(cell: str, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def differentiable_once(cell: str, gradients: Sequence[Any]) -> Sequence[Any]:
     """What a backward returns: under create_graph=True, gradients whose own backward raises.
 
     `once_differentiable` would not do: it lets a gradient penalty pass with silently missing terms, because an incoming gradient
@@ -151,11 +173,11 @@ def differentiable_once(cell: str, gradients: Sequence[Tensor]) -> Sequence[Tens
     if not torch.is_grad_enabled():
         return gradients
     anchor = torch.empty(0, device=gradients[0].device, requires_grad=True)
-    marked: Sequence[Tensor] = _Once.apply(cell, anchor, *gradients)  # type: ignore[no-untyped-call]
+    marked: Sequence[Any] = _Once.apply(cell, anchor, *gradients)  # type: ignore[no-untyped-call]
     return marked
 
 
-def returned(cell: str, gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The end of a backward: those gradients that autograd asks for, and None for the options."""
+def returned(cell: str, gradients: Sequence[Any], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The end of a backward: those gradients that autograd asks for, and None for the operands behind them."""
     gradients = differentiable_once(cell, gradients)
     return *(g if need else None for g, need in zip(gradients, needed)), *(None,) * (len(needed) - len(gradients))

@@ -78,38 +78,36 @@ STEP = Op("mlstm_step", (MLSTMToken, MLSTMOptions), MLSTMTokenResults, _step_imp
 
 class _MLSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
-        operands, options = FORWARD.split(args)
-        results = MLSTMResults(*run(*args))
-        ctx.save_for_backward(*operands, results.h, results.dot, results.C, results.n)
+    def forward(ctx: Any, run: Callable[..., Any], options: MLSTMOptions, *args: Any) -> tuple[Tensor | None, ...]:
+        results = MLSTMResults(*run(MLSTMOperands(*args), options))
+        ctx.save_for_backward(*args, results.h, results.dot, results.C, results.n)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(results.m, results.dot)
+        ctx.mark_non_differentiable(results.dot, *(() if results.m is None else (results.m,)))
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dC: Tensor | None, dn: Tensor | None, *_: None) -> Any:
-        saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
-        with torch.no_grad():
-            gradients = BACKWARD(saved[0], dh, dC, dn, *saved, *ctx.options)
-        return None, *returned("mlstm", gradients, ctx.needs_input_grad[1:])
+        q, *saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
+        incoming, operands = MLSTMIncoming(dh, dC, dn), MLSTMOperands(q, *saved[:8])
+        gradients = BACKWARD.in_backward(q, incoming, operands, MLSTMSaved(*saved[8:]), ctx.options)
+        return None, None, *returned("mlstm", gradients, ctx.needs_input_grad[2:])
 
     jvp = refuse_forward_mode("mlstm")
 
 
-FORWARD.differentiate(_MLSTM.apply)
-BACKWARD.differentiate(lambda run, *args: differentiable_once("mlstm", run(*args)))
-STEP.differentiate(lambda run, *args: _one_step_of_a_sequence(*STEP.split(args)))
+FORWARD.differentiate(lambda run, operands, options: _MLSTM.apply(run, options, *operands))  # type: ignore[no-untyped-call]
+BACKWARD.differentiate(lambda run, *groups: differentiable_once("mlstm", run(*groups)))
+STEP.differentiate(lambda run, token, options: _one_step_of_a_sequence(token, options))
 
 
 def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State]:
     """Validated operands of `functional.mlstm`; returns h and the final C, n, m (m without gradient)."""
-    args = (*operands, *options)
     refuse_torch_func("mlstm")
     if must_dispatch(operands.q) or not differentiated(*operands):
-        h, C, n, m, _ = FORWARD(operands.q, *args)
+        h, C, n, m, _ = FORWARD(operands.q, operands, options)
     else:
-        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, *args)  # type: ignore[no-untyped-call]
+        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, options, *operands)  # type: ignore[no-untyped-call]
     return h, (C, n, m)
 
 

@@ -15,7 +15,6 @@ from .signatures import MLSTMGradients, MLSTMIncoming, MLSTMOperands, MLSTMOptio
 _FORWARD = {torch.float32: _C.mlstm_forward_cpu_float32, torch.float64: _C.mlstm_forward_cpu_float64}
 _BACKWARD = {torch.float32: _C.mlstm_backward_cpu_float32, torch.float64: _C.mlstm_backward_cpu_float64}
 _STORAGE = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_WIDE = 192  #: head dim from which products with a state cost more than the scores of a chunk of 128
 _STEP = {torch.float32: _C.mlstm_step_cpu_float32, torch.float64: _C.mlstm_step_cpu_float64}
 
 State = tuple[Tensor, Tensor, Tensor]  # C (B, NH, DHQK, DHHV), n (B, NH, DHQK), m (B, NH)
@@ -31,28 +30,27 @@ def state_shapes(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[tuple
 
 
 def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
-    """Without ``return_state`` C, n and m are not computed, and empty: a short sequence spends a third of its time on them."""
+    """Without ``return_state`` C, n and m are not computed: a short sequence spends a third of its time on them."""
     q, v, i, dtype = operands.q, operands.v, operands.i, state_dtype(operands.q)
-    shapes = state_shapes(q, v, operands.cu_seqlens) if options.return_state else EMPTY
     call = CPUCall()
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
     dot = torch.empty_like(i, dtype=dtype, memory_format=torch.contiguous_format)
-    C, n, m = (dot.new_empty(shape) for shape in shapes)
-    if h.shape[0] * h.shape[1] == 0:
-        if options.return_state:  # no step: the state passes through
+    C = n = m = None
+    if options.return_state:
+        C, n, m = (dot.new_empty(shape) for shape in state_shapes(q, v, operands.cu_seqlens))
+        if h.shape[0] * h.shape[1] == 0:  # no step: the state passes through
             for last, first in zip((C, n, m), (operands.C0, operands.n0, operands.m0)):
                 last.zero_() if first is None else last.copy_(first)
-        return MLSTMResults(h, C, n, m, dot)
-    wanted = options.return_state
-    _FORWARD[dtype](
-        **_inputs(call, operands, options), h=call.result_view(h), dot=call.result(dot),
-        C=call.result(C if wanted else None), n=call.result(n if wanted else None), m=call.result(m if wanted else None),
-    )  # fmt: skip
+    if h.shape[0] * h.shape[1] > 0:
+        _FORWARD[dtype](
+            **_inputs(call, operands, options), h=call.result_view(h), dot=call.result(dot),
+            C=call.result(C), n=call.result(n), m=call.result(m),
+        )  # fmt: skip
     return MLSTMResults(h, C, n, m, dot)
 
 
 def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved, options: MLSTMOptions) -> MLSTMGradients:
-    """dC0, dn0, dm0 are empty unless a state is given. A missing incoming gradient is zero."""
+    """Without a first state there is no dC0, dn0 and dm0. A missing incoming gradient is zero."""
     q, k, v, i, f, C0, *_ = operands
     dtype = state_dtype(q)
     if q.shape[0] * q.shape[1] == 0:
@@ -60,8 +58,9 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
     call = CPUCall()
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     di, df = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in (i, f))
-    shapes = EMPTY if C0 is None else state_shapes(q, v, operands.cu_seqlens)
-    dC0, dn0, dm0 = (di.new_empty(shape) for shape in shapes)
+    dC0 = dn0 = dm0 = None
+    if C0 is not None:
+        dC0, dn0, dm0 = (di.new_empty(shape) for shape in state_shapes(q, v, operands.cu_seqlens))
     dh = torch.zeros_like(saved.h) if incoming.dh is None else incoming.dh
     _BACKWARD[dtype](
         **_inputs(call, operands, options), exact=options.exact,
@@ -71,7 +70,9 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
         di=call.result_elements(di), df=call.result_elements(df),
         dC0=call.result(dC0), dn0=call.result(dn0), dm0=call.result(dm0),
     )  # fmt: skip
-    return MLSTMGradients(dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0, dm0)
+    if i.dtype is not dtype or f.dtype is not dtype:
+        di, df = di.to(i.dtype), df.to(f.dtype)
+    return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)
 
 
 def _gradients_of_nothing(incoming: MLSTMIncoming, operands: MLSTMOperands) -> MLSTMGradients:
@@ -79,8 +80,7 @@ def _gradients_of_nothing(incoming: MLSTMIncoming, operands: MLSTMOperands) -> M
     dq, dk, dv, di, df = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in operands[:5])
     C0, n0 = operands.C0, operands.n0
     if C0 is None or n0 is None:
-        dC0, dn0, dm0 = (operands.q.new_empty(shape, dtype=state_dtype(operands.q)) for shape in EMPTY)
-        return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)
+        return MLSTMGradients(dq, dk, dv, di, df, None, None, None)
     dC = torch.zeros_like(C0) if incoming.dC is None else incoming.dC.clone()
     dn = torch.zeros_like(n0) if incoming.dn is None else incoming.dn.clone()
     return MLSTMGradients(dq, dk, dv, di, df, dC, dn, (C0 * dC).sum((-1, -2)) + (n0 * dn).sum(-1))
@@ -92,7 +92,7 @@ def _inputs(call: CPUCall, operands: MLSTMOperands, options: MLSTMOptions) -> di
     (B, S, NH, DHQK), DHHV, dtype = q.shape, v.shape[-1], state_dtype(q)
     return {
         "threads": torch.get_num_threads(), "B": B, "S": S, "NH": NH, "DHQK": DHQK, "DHHV": DHHV,
-        "L": options.chunk_size or (64 if max(DHQK, DHHV) < _WIDE else 128),
+        "L": options.chunk_size or 0,
         "N": B if cu_seqlens is None else len(cu_seqlens) - 1, "cu_seqlens": call.address(cu_seqlens, torch.int32),
         "storage": _STORAGE.get(q.dtype, "real"), "options": options,
         "q": call.view(q, q.dtype), "k": call.view(k, q.dtype), "v": call.view(v, q.dtype),

@@ -44,7 +44,9 @@ def backward(incoming: MLSTMIncoming, operands: MLSTMOperands, saved: MLSTMSaved
     initial, final = call.state(C0, n0), call.state(saved.C, saved.n)
     dfinal = None
     if incoming.dC is not None or incoming.dn is not None:
-        dC, dn = (torch.zeros_like(x) if d is None else d for x, d in zip((saved.C, saved.n), incoming[1:]))
+        assert saved.C is not None and saved.n is not None  # the states of which these are the gradients
+        dC = torch.zeros_like(saved.C) if incoming.dC is None else incoming.dC
+        dn = torch.zeros_like(saved.n) if incoming.dn is None else incoming.dn
         dfinal = call.state(dC, dn)
     dQ, dK, dV = call.like_operand(call.DHQK), call.like_operand(call.DHQK), call.like_operand(call.DHHV)
     di, df = (torch.empty(i.shape, dtype=call.i.dtype, device=i.device) for _ in range(2))

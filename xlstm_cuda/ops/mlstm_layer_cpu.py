@@ -15,7 +15,7 @@ from torch import Tensor
 from ..native import _C
 from . import mlstm_cpu
 from .launch import CPUCall
-from .library import differentiable_once, differentiated, must_dispatch, refuse_forward_mode
+from .library import differentiated, must_dispatch, refuse_forward_mode, returned
 from .signatures import MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMSaved
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -84,7 +84,7 @@ def mlstm_layer(
     norm_eps: float,
     return_state: bool,
 ) -> tuple[Tensor, State]:
-    """(a, g) = up (B, S, 2 I) -> y (B, S, I) and the state after the last step, C (N, NH, DH, DH), n, m, empty unless asked for.
+    """(a, g) = up (B, S, 2 I) -> y (B, S, I) and the last state, C (N, NH, DH, DH), n, m, each None unless asked for.
 
     held: the K - 1 inputs (B, K - 1, I) before the first step, without cu_seqlens; None is zeros.
     """
@@ -99,12 +99,12 @@ def mlstm_layer(
 
 class _MLSTMLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cu_seqlens: Tensor | None, norm_eps: float, return_state: bool, *operands: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, cu_seqlens: Tensor | None, norm_eps: float, return_state: bool, *operands: Any) -> tuple[Any, ...]:
         y, C, n, m, h, dot = _forward(cu_seqlens, norm_eps, return_state, *operands)
         ctx.save_for_backward(cu_seqlens, h, dot, *operands)
         ctx.norm_eps = norm_eps
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(m)
+        ctx.mark_non_differentiable(*(() if m is None else (m,)))
         return y, C, n, m
 
     @staticmethod
@@ -112,9 +112,7 @@ class _MLSTMLayer(torch.autograd.Function):
         cu_seqlens, h, dot, *operands = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
         with torch.no_grad():
             gradients = _backward(dy, dC, dn, h, dot, cu_seqlens, ctx.norm_eps, *operands)
-        given = iter(differentiable_once("mlstm", [g for g in gradients if g is not None]))
-        gradients = tuple(None if g is None else next(given) for g in gradients)
-        return None, None, None, *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:]))
+        return None, None, None, *returned("mlstm", gradients, ctx.needs_input_grad[3:])
 
     jvp = refuse_forward_mode("mlstm")
 
@@ -172,8 +170,8 @@ def _starts(cu_seqlens: Tensor, S: int) -> Tensor:
 def _forward(
     cu_seqlens: Tensor | None, norm_eps: float, return_state: bool, up: Tensor, held: Tensor | None,
     C0: Tensor | None, n0: Tensor | None, m0: Tensor | None, *weights: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """y, C, n, m, and h and s q.n for backward."""
+) -> tuple[Any, ...]:  # fmt: skip
+    """y, C, n, m (None unless asked for), and h and s q.n for backward."""
     layer = _Layer(up, held, cu_seqlens, norm_eps, MLSTMLayerWeights(*weights))
     operands = MLSTMOperands._make((*layer.inputs(), C0, n0, m0, cu_seqlens))
     h, C, n, m, dot = mlstm_cpu.forward(operands, layer.options(return_state))
@@ -199,8 +197,7 @@ def _backward(
         dnorm_weight=result(dnorm_weight), dskip=result(dskip),
     )  # fmt: skip
     operands = MLSTMOperands._make((*layer.inputs(), C0, n0, m0, cu_seqlens))
-    nothing = h.new_empty(0)
-    saved = MLSTMSaved(h, dot, nothing, nothing)
+    saved = MLSTMSaved(h, dot, None, None)
     dq, dk, dv, di, df, dC0, dn0, dm0 = mlstm_cpu.backward(MLSTMIncoming(dh, dC, dn), operands, saved, layer.options(True))
     del dh
     dheld = None if held is None else torch.zeros_like(held, memory_format=torch.contiguous_format)
@@ -211,5 +208,4 @@ def _backward(
         dq=result(dq), dk=result(dk), dv=result(dv), di=result(di), df=result(df), dy=address(dy, dtype), dup=result(dup),
         dheld=result(dheld), **{f"d{name}": result(one) for name, one in zip(MLSTMLayerWeights._fields, dweights)},
     )  # fmt: skip
-    dstate = (None, None, None) if C0 is None else (dC0, dn0, dm0)
-    return dup, dheld, *dstate, *dweights, None if weights[-2] is None else dnorm_weight, dskip
+    return dup, dheld, dC0, dn0, dm0, *dweights, None if weights[-2] is None else dnorm_weight, dskip

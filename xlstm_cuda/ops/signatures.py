@@ -35,12 +35,12 @@ class MLSTMOperands(NamedTuple):
 
 
 class MLSTMResults(NamedTuple):
-    """h in v's dtype, the final state, and the dot products s q.n (B, S, NH) that the backward needs."""
+    """h in v's dtype, the final state (None: left out), and the dot products s q.n (B, S, NH) that the backward needs."""
 
     h: Tensor
-    C: Tensor
-    n: Tensor
-    m: Tensor
+    C: Tensor | None
+    n: Tensor | None
+    m: Tensor | None
     dot: Tensor
 
 
@@ -57,21 +57,21 @@ class MLSTMSaved(NamedTuple):
 
     h: Tensor
     dot: Tensor
-    C: Tensor
-    n: Tensor
+    C: Tensor | None
+    n: Tensor | None
 
 
 class MLSTMGradients(NamedTuple):
-    """Of the operands, in their dtypes."""
+    """Of the operands, in their dtypes; None where there is no operand."""
 
     dq: Tensor
     dk: Tensor
     dv: Tensor
     di: Tensor
     df: Tensor
-    dC0: Tensor
-    dn0: Tensor
-    dm0: Tensor
+    dC0: Tensor | None
+    dn0: Tensor | None
+    dm0: Tensor | None
 
 
 class MLSTMToken(NamedTuple):

@@ -66,13 +66,12 @@ BACKWARD = Op(
 
 class _SLSTM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
-        operands, options = FORWARD.split(args)
-        results = sig.SLSTMResults(*run(*operands, *options._replace(save=True)))
-        x, R, b, h0, c0, n0, _, reset, cu_seqlens = operands
+    def forward(ctx: Any, run: Callable[..., Any], options: sig.SLSTMOptions, *args: Any) -> tuple[Tensor, ...]:
+        results = sig.SLSTMResults(*run(sig.SLSTMOperands(*args), options._replace(save=True)))
+        x, R, b, h0, c0, n0, _, reset, cu_seqlens = args
         h = None if options.backend == "cpu" else results.h
         ctx.save_for_backward(R, h0, c0, n0, reset, cu_seqlens, results.gates, results.cells, h)
-        ctx.options = options.forget_gate, options.backend
+        ctx.options = sig.SLSTMBackwardOptions(options.forget_gate, options.backend)
         ctx.dtypes = x.dtype, R.dtype, None if b is None else b.dtype
         ctx.set_materialize_grads(False)
         gates, cells = (s if options.save else s.new_empty(0) for s in (results.gates, results.cells))
@@ -81,17 +80,16 @@ class _SLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dh_last: Any, dc_last: Any, dn_last: Any, *_: None) -> Any:
-        saved = ctx.saved_tensors  # read once: activation checkpointing gives them out only once
-        with torch.no_grad():
-            gradients = BACKWARD(saved[0], dh, dh_last, dc_last, dn_last, *saved, *ctx.options)
-            weights = [g if dtype is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes)]
-        return None, *returned("slstm", (*weights, *gradients[3:]), ctx.needs_input_grad[1:])
+        saved = sig.SLSTMSaved(*ctx.saved_tensors)  # read once: activation checkpointing gives them out only once
+        gradients = BACKWARD.in_backward(saved.R, sig.SLSTMIncoming(dh, dh_last, dc_last, dn_last), saved, ctx.options)
+        weights = [g if dtype is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes)]
+        return None, None, *returned("slstm", (*weights, *gradients[3:]), ctx.needs_input_grad[2:])
 
     jvp = refuse_forward_mode("slstm")
 
 
-FORWARD.differentiate(_SLSTM.apply)
-BACKWARD.differentiate(lambda run, *args: differentiable_once("slstm", run(*args)))
+FORWARD.differentiate(lambda run, operands, options: _SLSTM.apply(run, options, *operands))  # type: ignore[no-untyped-call]
+BACKWARD.differentiate(lambda run, *groups: differentiable_once("slstm", run(*groups)))
 
 
 class _CheckpointedSLSTM(torch.autograd.Function):
@@ -102,15 +100,14 @@ class _CheckpointedSLSTM(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, every: int, *args: Any) -> tuple[Tensor, ...]:
-        operands, options = FORWARD.split(args)
-        x, R, b, *state, reset, _ = operands
+    def forward(ctx: Any, every: int, options: sig.SLSTMOptions, *args: Any) -> tuple[Tensor, ...]:
+        x, R, b, *state, reset, _ = args
         borders: list[Tensor | None] = []
         parts = []
         for steps in _chunks(x.shape[1], every):
             borders += state
             flags = None if reset is None else reset[:, steps]
-            h, *state, _, _ = FORWARD(x, x[:, steps], R, b, *state, flags, None, *options)
+            h, *state, _, _ = FORWARD(x, sig.SLSTMOperands._make((x[:, steps], R, b, *state, flags, None)), options)
             parts.append(h)
         ctx.save_for_backward(x, R, b, reset, *borders)
         ctx.every, ctx.options = every, options
@@ -121,7 +118,8 @@ class _CheckpointedSLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dh_last: Any, dc_last: Any, dn_last: Any, _: None) -> Any:
         x, R, b, reset, *borders = ctx.saved_tensors
-        forget_gate, _, backend = ctx.options
+        options = ctx.options._replace(save=True)
+        backward_options = sig.SLSTMBackwardOptions(options.forget_gate, options.backend)
         dstate: Any = dh_last, dc_last, dn_last
         dR: Any = 0
         db: Any = 0
@@ -131,15 +129,15 @@ class _CheckpointedSLSTM(torch.autograd.Function):
             for index, steps in reversed(list(enumerate(_chunks(x.shape[1], ctx.every)))):
                 state = borders[4 * index : 4 * index + 4]
                 flags = None if reset is None else reset[:, steps]
-                h, *_, gates, cells = FORWARD(x, x[:, steps], R, b, *state, flags, None, forget_gate, True, backend)
-                dx, dR_part, db_part, *dstate, dm0 = BACKWARD(
-                    x, None if dh is None else dh[:, steps], *dstate, R, *state[:3], flags, None, gates, cells,
-                    None if backend == "cpu" else h, forget_gate, backend,
-                )  # fmt: skip
+                h, *_, gates, cells = FORWARD(x, sig.SLSTMOperands._make((x[:, steps], R, b, *state, flags, None)), options)
+                kept_h = None if options.backend == "cpu" else h
+                kept = sig.SLSTMSaved._make((R, *state[:3], flags, None, gates, cells, kept_h))
+                incoming = sig.SLSTMIncoming(None if dh is None else dh[:, steps], *dstate)
+                dx, dR_part, db_part, *dstate, dm0 = BACKWARD(x, incoming, kept, backward_options)
                 dxs.append(dx.to(x.dtype))
                 dR, db = dR + dR_part, db + db_part
             weights = torch.cat(dxs[::-1], 1), dR.to(R.dtype), db if b is None else db.to(b.dtype)
-        return None, *returned("slstm", (*weights, *dstate, dm0), ctx.needs_input_grad[1:])
+        return None, None, *returned("slstm", (*weights, *dstate, dm0), ctx.needs_input_grad[2:])
 
 
 def _chunks(S: int, every: int) -> list[slice]:
@@ -148,17 +146,16 @@ def _chunks(S: int, every: int) -> list[slice]:
 
 def slstm(operands: sig.SLSTMOperands, options: sig.SLSTMOptions, checkpoint_every: int | None) -> tuple[Tensor, State]:
     """Validated operands of `functional.slstm`; returns h and the final h, c, n, m (m without gradient)."""
-    args = (*operands, *options)
     x = operands.x
     refuse_torch_func("slstm")
     if not differentiated(*operands):
-        h, *last, _, _ = FORWARD(x, *args)
+        h, *last, _, _ = FORWARD(x, operands, options)
     elif checkpoint_every is not None and checkpoint_every < x.shape[1] and forward_ad._current_level < 0:
-        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, *args)  # type: ignore[no-untyped-call]
+        h, *last = _CheckpointedSLSTM.apply(checkpoint_every, options, *operands)  # type: ignore[no-untyped-call]
     elif must_dispatch(x):
-        h, *last, _, _ = FORWARD.overload(*args)
+        h, *last, _, _ = FORWARD.overload(*operands, *options)
     else:
-        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, *args)  # type: ignore[no-untyped-call]
+        h, *last, _, _ = _SLSTM.apply(FORWARD.direct, options, *operands)  # type: ignore[no-untyped-call]
     return h, tuple(last)
 
 
