@@ -89,7 +89,7 @@ def test_timing_interleaves_gives_slow_calls_fewer_runs_and_warms_quick_ones():
         call()
         return {"a": 1.0, "b": 100.0, "c": 60.0}[order[-1]]
 
-    times = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, clock, seconds=0.6, most=5)
+    times = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, clock, seconds=0.66, most=5)
     assert (times["a"].runs, times["b"].runs, times["c"].runs) == (5, 2, 3)
     # a is repeated and first made again; a and c are warm, b takes so long that it does not matter
     estimates, rounds = ["a", "a", "b", "c"], [["a", "a", "b", "c", "c"]] * 2 + [["a", "a", "c", "c"]] + [["a", "a"]] * 2

@@ -180,7 +180,7 @@ def test_a_row_alone_has_the_bits_that_it_has_in_its_batch(S, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("lengths", [(70, 0, 1, 129), (65,), (30, 64, 200)], ids=str)
+@pytest.mark.parametrize("lengths", [(70, 0, 1, 129), (65,), (40, 64, 200)], ids=str)
 def test_a_packed_sequence_has_the_bits_that_it_has_alone(lengths, dtype):
     case = Case(B=1, S=sum(lengths), lengths=lengths, dtype=dtype, state=True)
     tensors = mlstm_cases.inputs(case)
