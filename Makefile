@@ -35,19 +35,29 @@ test-ptx:  ## the kernels' tests on what nvcc made of them, interpreted (5 minut
 	$(PYTEST) -q --ptx=90a $(PTX_TESTS)
 	$(PYTEST) -q --ptx=80 $(PTX_TESTS)
 
-test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX (over an hour on 2 cores)
+DEEP := wide random executor mlstm-bugs cpu-bugs slstm-bugs split-bugs ptx-90a ptx-80 ptx-races ptx-bugs
+wide = $(PYTEST) -m deep
+random = $(PYTHON) python_tests/attack --cases 10000 --seed 1
+executor = $(PYTHON) python_tests/simt_deep.py
+mlstm-bugs = $(PYTHON) python_tests/mlstm_mutants.py
+cpu-bugs = $(PYTHON) python_tests/mlstm_cpu_mutants.py
+slstm-bugs = $(PYTHON) python_tests/slstm_mutants.py
+split-bugs = $(PYTHON) python_tests/slstm_split_mutants.py
+ptx-90a = $(PYTEST) -q --ptx=90a -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
+ptx-80 = $(PYTEST) -q --ptx=80 -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
+ptx-races = XLSTM_PTX_RACES=1 $(PYTEST) -q --ptx=90a $(PTX_TESTS)
+ptx-bugs = $(PYTHON) python_tests/ptx_mutants.py
+TESTED := $(shell find csrc xlstm_cuda python_tests cmake CMakeLists.txt -type f -not -name '*.so' -not -name '*.pyc')
+
+test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX: two hours on 2 cores, resumable
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) deep)
-	$(PYTEST) -m deep
-	$(PYTHON) python_tests/attack --cases 10000 --seed 1
-	$(PYTHON) python_tests/simt_deep.py
-	$(PYTHON) python_tests/mlstm_mutants.py
-	$(PYTHON) python_tests/mlstm_cpu_mutants.py
-	$(PYTHON) python_tests/slstm_mutants.py
-	$(PYTHON) python_tests/slstm_split_mutants.py
-	$(PYTEST) -q --ptx=90a -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
-	$(PYTEST) -q --ptx=80 -m "deep or not deep" $(PTX_TESTS) python_tests/test_mlstm.py
-	XLSTM_PTX_RACES=1 $(PYTEST) -q --ptx=90a $(PTX_TESTS)
-	$(PYTHON) python_tests/ptx_mutants.py
+	@$(MAKE) --keep-going --no-print-directory INSTALL=no $(DEEP:%=build/deep/%)
+
+# One part: it is run again when a source is newer than its last success, and the others are run whatever it says.
+build/deep/%: $(TESTED)
+	@echo "== $*: $$(date)"
+	$($*)
+	@mkdir -p $(@D) && date > $@
 
 docs:  ## this documentation as a site, strictly, into build/site; installs its tools, needs neither torch nor a build of the package
 	$(PYTHON) .ci/docs.py $(ARGS)
