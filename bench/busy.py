@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import WAITING
 from .checkout import ROOT, commit
 
 FILE = "busy.json"
 STEPS, ROUNDS = 40, 5
 NEIGHBOURS = max(2, len(os.sched_getaffinity(0)))
 ALONE, ACTIVE, BESIDE = "alone", "alone, active waiting", f"beside {NEIGHBOURS} busy processes"
-_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def main(out: Path, quick: bool) -> None:
@@ -51,7 +51,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def train(**environment: str) -> float:
     """Seconds of the command with PyTorch's start, which is the same in all of them."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _CHOICES}
+    inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "xlstm_cuda", "train", "--steps", str(STEPS), "--out", f"{folder}/run"]
         start = time.perf_counter()

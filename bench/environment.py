@@ -14,7 +14,7 @@ import torch
 import xlstm_cuda
 from xlstm_cuda.native import cpu_isa
 
-from . import checkout, peers
+from . import WAITING, checkout, peers
 from .checkout import output_of
 
 
@@ -32,6 +32,7 @@ def environment() -> dict[str, Any]:
         "isa": cpu_isa(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "waiting": " ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ),
         "load": round(os.getloadavg()[0], 2),
         "peers": {name: version for name in peers.PEERS if (version := peers.version(name))},
     }
@@ -70,4 +71,6 @@ def title(found: dict[str, Any]) -> str:
     gpu_ = found.get("gpu")
     where = f"{gpu_['name']}, driver {gpu_.get('driver_version', '?')}" if gpu_ else f"{found['processor']}, {found['isa']}"
     threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    if found["threads"] > 1 and found.get("waiting"):  # how threads of OpenMP wait, as peers' do
+        threads += f" ({found['waiting']})"
     return f"{where}; {threads} on {found['cores']} cores, load {found['load']}; torch {found['torch']}"

@@ -165,6 +165,9 @@ def test_norms_equal_the_official_ones(official):
         alias.LayerNorm(4, residual_weight=False)
     with pytest.raises(ValueError, match="use_weight: got False"):
         alias.RMSNorm(4, use_weight=False)
+    for norm, sizes in ((alias.RMSNorm, (4,)), (alias.LargeMultiHeadLayerNorm, (5, 4))):
+        with pytest.raises(TypeError, match=rf"{norm.__name__}.__init__\(\) got an unexpected keyword argument 'use_bais'"):
+            norm(*sizes, use_bais=True)
 
 
 def test_headwise_expand_equals_the_official_one(official):

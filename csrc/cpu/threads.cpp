@@ -1,11 +1,14 @@
 #include "cpu/threads.h"
 
+#include <dlfcn.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -118,6 +121,27 @@ Pool& pool() {
   return *current;
 }
 
+// What compilers call for a parallel region of OpenMP: body(data) on so many threads.
+typedef void (*Region)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+bool is(const char* variable, const char* value) {
+  const char* const found = std::getenv(variable);
+  return found && strcasecmp(found, value) == 0;
+}
+
+const pid_t loaded_in = getpid();
+
+// That of PyTorch's own OpenMP, or null. Its threads spin for some milliseconds after each of PyTorch's loops: they are there at
+// once, and ours would have to share processors with them. Where they were told to sleep, ours are there sooner.
+Region region_of_pytorch() {
+  static const Region region = []() -> Region {
+    if (is("OMP_WAIT_POLICY", "PASSIVE") || is("GOMP_SPINCOUNT", "0") || is("KMP_BLOCKTIME", "0")) return nullptr;
+    void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Region>(dlsym(library, "GOMP_parallel")) : nullptr;
+  }();
+  return loaded_in == getpid() ? region : nullptr;  // after a fork OpenMP would wait for threads that are not there
+}
+
 }  // namespace
 
 void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
@@ -126,8 +150,14 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
   if (helpers > 0) {
     Pool& shared = pool();
     const std::unique_lock<std::mutex> ours(shared.in_use, std::try_to_lock);
-    // Another Python thread is computing: the machine is busy, and this loop runs on its own thread.
-    ours ? shared.run(loop, helpers) : loop.work();
+    if (!ours) {  // another Python thread is computing: the machine is busy
+      loop.work();
+    } else if (const Region region = region_of_pytorch()) {
+      // All threads, though some may find nothing to do: OpenMP ends those that a smaller team leaves out.
+      region([](void* data) { static_cast<Loop*>(data)->work(); }, &loop, static_cast<unsigned>(threads), 0);
+    } else {
+      shared.run(loop, helpers);
+    }
   } else {
     loop.work();
   }

@@ -164,17 +164,32 @@ def sLSTMCellFuncGenerator(training: bool, config: Any) -> StatesOfEveryStep:
 
 
 class RMSNorm(large.RMSNorm):
-    """`xlstm.xlstm_large.components.RMSNorm`; options as of `_norm_options`."""
+    """`xlstm.xlstm_large.components.RMSNorm`."""
 
-    def __init__(self, num_features: int, *options: Any, **named: Any):
-        super().__init__(num_features, _norm_options(*options, **named))
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-6,
+        use_weight: bool = True,
+        use_bias: bool = False,
+        force_float32_reductions: bool = True,
+    ):
+        super().__init__(num_features, _norm_options(eps, use_weight, use_bias, force_float32_reductions))
 
 
 class LargeMultiHeadLayerNorm(large.MultiHeadLayerNorm):
-    """`xlstm.xlstm_large.components.MultiHeadLayerNorm`: (B, S, NH, DH) -> (B, S, NH*DH); options as of `_norm_options`."""
+    """`xlstm.xlstm_large.components.MultiHeadLayerNorm`: (B, S, NH, DH) -> (B, S, NH*DH)."""
 
-    def __init__(self, num_heads: int, head_dim: int, *options: Any, **named: Any):
-        super().__init__(num_heads * head_dim, _norm_options(*options, **named))
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        eps: float = 1e-6,
+        use_weight: bool = True,
+        use_bias: bool = False,
+        force_float32_reductions: bool = True,
+    ):
+        super().__init__(num_heads * head_dim, _norm_options(eps, use_weight, use_bias, force_float32_reductions))
 
 
 class mLSTMBlock(large.LargeBlock):
@@ -244,10 +259,8 @@ def _only(**options: tuple[object, object]) -> None:
             raise ValueError(f"{name}: got {value!r}, expected {only!r}, the only value that is implemented")
 
 
-def _norm_options(
-    eps: float = 1e-6, use_weight: bool = True, use_bias: bool = False, force_float32_reductions: bool = True
-) -> Any:
-    """Options and defaults of the official norms of xlstm_large, for ours."""
+def _norm_options(eps: float, use_weight: bool, use_bias: bool, force_float32_reductions: bool) -> Any:
+    """Options of the official norms of xlstm_large, for ours."""
     _only(use_weight=(use_weight, True))
     return SimpleNamespace(norm_eps=eps, use_bias=use_bias, norm_reduction_force_float32=force_float32_reductions)
 
