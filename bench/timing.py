@@ -68,20 +68,20 @@ def interleaved(
 
     Each contender gets the same share of ``seconds``, so slow ones have fewer runs, at least one; all have at most ``most``.
     """
-    runs, repeats, cold = {}, {}, set()
+    runs, repeats, quick = {}, {}, set()
     for name, call in calls.items():
         one = 1e-3 * clock(call, 1)
         if one < SHORTEST_SAMPLE:  # that one was cold
             one = 1e-3 * clock(call, 3)
         if one < WARM:
-            cold.add(name)
+            quick.add(name)
         repeats[name] = max(1, int(SHORTEST_SAMPLE / one))
         runs[name] = min(most, max(1, int(seconds / len(calls) / (one * repeats[name]))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(max(runs.values(), default=0)):
         for name, call in calls.items():
             if round_ < runs[name]:
-                if name in cold:
+                if name in quick:
                     call()
                 times[name].append(clock(call, repeats[name]))
     return {name: Timing(tuple(t)) for name, t in times.items()}
