@@ -56,7 +56,7 @@ test-deep:  ## the wide grid, races, address checks, planted bugs, random compar
 # One part: it is run again when a source is newer than its last success, and the others are run whatever it says.
 build/deep/%: $(TESTED)
 	@echo "== $*: $$(date)"
-	$($*)
+	$(or $($*),$(error no part of test-deep is called $*))
 	@mkdir -p $(@D) && date > $@
 
 docs:  ## this documentation as a site, strictly, into build/site; installs its tools, needs neither torch nor a build of the package
