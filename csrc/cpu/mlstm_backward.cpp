@@ -168,10 +168,12 @@ class Backward {
     };
   }
 
+  void zeros(Real* vector) const { std::fill(vector, vector + steps_, Real(0)); }
+
   // dq_t = sum_j dP_tj k_j + u_t r_t (C_{k-1} dh_t + delta_t n_{k-1})
   void query_gradient(int64_t first) {
     const Rows<Real> dQ = dq_.target(first);
-    clear_sums(sums_, steps_);
+    if (before_) clear_sums(sums_, steps_);
     tiles<Real>(steps_, head_.DK, panel_of(before_.C), [&](auto tile, int64_t t, int64_t column) {
       if (before_) {
         tile.template product<Order::kColumns>(rGT_ + t, head_.room, panel_, kTileColumns<Real>, p_.DHHV);
@@ -184,14 +186,14 @@ class Backward {
       tile.template product<Order::kColumns>(dPT_ + t, head_.room, K_.data + column, K_.step, t + tile.rows);
       tile.write(dQ.at(t) + column, dQ.step);
     });
-    finish_sums(sums_, steps_, x_);
+    before_ ? finish_sums(sums_, steps_, x_) : zeros(x_);
     dq_.written(first, steps_);
   }
 
   // dk_j = sum_t dP_tj q_t + w_j (dC_k v_j + dn_k)
   void key_gradient(int64_t first) {
     const Rows<Real> dK = dk_.target(first);
-    clear_sums(sums_, steps_);
+    if (after_) clear_sums(sums_, steps_);
     tiles<Real>(steps_, head_.DK, panel_of(after_.C), [&](auto tile, int64_t j, int64_t column) {
       if (after_) {
         tile.template product<Order::kRows>(V_.at(j), V_.step, panel_, kTileColumns<Real>, p_.DHHV);
@@ -204,7 +206,7 @@ class Backward {
       tile.template product<Order::kRows>(dPT_ + j * head_.room + j, head_.room, Q_.at(j) + column, Q_.step, steps_ - j);
       tile.write(dK.at(j) + column, dK.step);
     });
-    finish_sums(sums_, steps_, y_);
+    after_ ? finish_sums(sums_, steps_, y_) : zeros(y_);
     dk_.written(first, steps_);
   }
 
