@@ -118,7 +118,7 @@ def measure(contender: str, seed: int, quick: bool, report: Callable[[str], None
         values = torch.stack([recordings()[0][i][s : s + STRETCH + AHEAD[-1]] for i, s in chosen.tolist()])
         return mse_loss(model(inputs(values)[:, :STRETCH])[0] / 30, changes(values) / 30)
 
-    train(model, loss, 150 if quick else STEPS, 5e-3, report)
+    train(model, loss, 300 if quick else STEPS, 5e-3, report)
     with torch.no_grad():
         forecasts = [model(inputs(piece)[None])[0][0] for piece in test]
         longest = max(range(len(test)), key=lambda i: len(test[i]))

@@ -160,9 +160,12 @@ def test_with_a_gpu_torch_comes_with_cuda_except_in_ci(command, options, tmp_pat
 
 
 # ---------------------------------------------------------------- the Makefile
+_OF_MAKE = ("MAKE", "CONDA", "VIRTUAL", "INSTALL", "JOBS", "ARGS", "STEPS")  #: what a make around the tests may have set
+
+
 def commands_of(*words: str, **environment: str) -> list[str]:
     """What make would run."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "CONDA", "VIRTUAL"))}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(_OF_MAKE)}
     done = subprocess.run(["make", "-n", *words], capture_output=True, text=True, cwd=ROOT, check=True, env=plain | environment)
     return done.stdout.strip().splitlines()
 
