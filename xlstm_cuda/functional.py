@@ -76,8 +76,9 @@ def mlstm(
             cu_seqlens: rank 0, the others give None) and returns the state after its own last step, so that the last rank has
             that of the whole. Every rank calls backward (docs/distributed.md).
         chunk_size: steps per chunk of backend "cpu", one of 16, 32, 64, 128, 256; None is, for every sequence, the one from 32 on
-            that costs least: 64 for a long one (32 up to head dim 32, 128 from 192 on), the whole of one that is at most twice as
-            long as its heads are wide. A sequence that is split at a multiple of a given size has the same bits as the whole.
+            that costs least: 64 for a long one (32 up to head dim 32, 128 from 192 on), the whole of one of up to 256 steps that
+            is at most twice as long as its heads are wide. A sequence that is split at a multiple of a given size has the same
+            bits as the whole.
             The CUDA kernels have their own size, 64 or 32 by head dim; there a split at a multiple of 64 has the same bits.
         backend: None (by device), "cuda", "cpu", "simt" or "reference".
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import mlstm, slstm
 
-CHUNK_LENGTH = 64  #: steps per chunk where no chunk_size is given
+CHUNK_LENGTH = 64  #: steps per chunk that are counted where no chunk_size is given, whatever the backend chooses
 
 Shape = Sequence[int]
 
