@@ -35,7 +35,7 @@ test-ptx:  ## the kernels' tests on what nvcc made of them, interpreted (5 minut
 	$(PYTEST) -q --ptx=90a $(PTX_TESTS)
 	$(PYTEST) -q --ptx=80 $(PTX_TESTS)
 
-DEEP := wide random executor mlstm-bugs cpu-bugs slstm-bugs split-bugs ptx-90a ptx-80 ptx-races ptx-bugs
+DEEP := cpu-bugs ptx-races slstm-bugs mlstm-bugs ptx-bugs ptx-90a ptx-80 wide split-bugs executor random
 wide = $(PYTEST) -m deep
 random = $(PYTHON) python_tests/attack --cases 10000 --seed 1
 executor = $(PYTHON) python_tests/simt_deep.py
@@ -51,9 +51,10 @@ TESTED := $(shell find csrc xlstm_cuda python_tests cmake CMakeLists.txt -type f
 
 test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX: two hours on 2 cores, resumable
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) deep)
-	@$(MAKE) --keep-going --no-print-directory INSTALL=no $(DEEP:%=build/deep/%)
+	@$(MAKE) --keep-going --no-print-directory --jobs=$(JOBS) --output-sync=target INSTALL=no $(DEEP:%=build/deep/%)
 
-# One part: it is run again when a source is newer than its last success, and the others are run whatever it says.
+# One part: it is run again when a source is newer than its last success, and the others are run whatever it says. JOBS parts run
+# at once, those that take longest first, and each prints what it has to say at its end.
 build/deep/%: $(TESTED)
 	@echo "== $*: $$(date)"
 	$(or $($*),$(error no part of test-deep is called $*))

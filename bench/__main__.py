@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import busy, memory, peers, plots, profile, records, table
+from . import busy, kernels, memory, peers, plots, profile, records, table
 from .compare import report as comparison
 from .contenders import Case
 from .environment import environment, title
@@ -24,7 +24,9 @@ SECONDS = {True: 1.5, False: 6.0}  #: of samples per case, by quick
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("suite", nargs="?", default="all", choices=[*SUITES, "all", "profile", "busy"], help="default: all")
+    parser.add_argument(
+        "suite", nargs="?", default="all", choices=[*SUITES, "all", "profile", "kernels", "busy"], help="default: all"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="few shapes and short samples: all suites in 3 minutes on a CPU")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of results.jsonl and plots; default %(default)s")
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.suite == "profile":
         profile.main(options.out)
+        return 0
+    if options.suite == "kernels":
+        kernels.main(options.out, options.quick)
         return 0
     if options.suite == "busy":
         busy.main(options.out, options.quick)

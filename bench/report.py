@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import busy, profile, records, table
+from . import busy, kernels, profile, records, table
 from .checkout import ROOT
 from .environment import title
 from .records import Record
@@ -70,6 +70,8 @@ def section(where: Path, found: Sequence[Record]) -> str:
         lines += [f"![{picture.stem}]({os.path.relpath(picture, PAGE.parent)})\n" for picture in pictures]
     if (picture := where / "roofline.png").exists():
         lines += ["### Share of the roofline", "", f"![roofline]({os.path.relpath(picture, PAGE.parent)})\n"]
+    if (file := where / kernels.FILE).exists():
+        lines += kernel_lines(json.loads(file.read_text()))
     if (file := where / profile.FILE).exists():
         lines += profile_lines(json.loads(file.read_text()))
     if (file := where / busy.FILE).exists():
@@ -125,6 +127,12 @@ def of_roofline(by_metric: dict[str, Record]) -> str:
 def error(by_metric: dict[str, Record]) -> str:
     errors = next(iter(by_metric.values())).gate["errors"]
     return f"{max(errors.values()):.0e}" if errors else ""
+
+
+def kernel_lines(found: dict[str, Any]) -> list[str]:
+    """The mLSTM's kernels without what surrounds them."""
+    lines = ["### The mLSTM's kernels alone", "", f"`python -m bench kernels`, commit {found['commit']}: medians.", ""]
+    return [*lines, *kernels.lines(found), ""]
 
 
 def profile_lines(found: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 pytest.importorskip("bench", reason="bench/ is only in a checkout")
 
 from bench import __main__ as command
-from bench import busy, compare, draw, gate, measure, memory, peers, plots, profile, records, report, roofline, table
+from bench import busy, compare, draw, gate, kernels, measure, memory, peers, plots, profile, records, report, roofline, table
 from bench.checkout import ROOT
 from bench.contenders import Case, Contender, Prepared, Unusable
 from bench.suites import SUITES, block, decode, mlstm, slstm
@@ -268,6 +269,53 @@ def test_the_profile_sees_native_calls_under_their_labels():
     model, token = decode.default_model(CPU, torch.float32), decode.tokens(1, 1, CPU)
     with torch.inference_mode():
         assert profile.shares(lambda: model.step(token), 1).rest[profile.STEP] > 0
+
+
+@pytest.mark.parametrize("S,D", [(1, 16), (64, 64), (100, 48), (256, 64), (300, 256)])
+def test_the_products_of_a_kernel_are_counted_as_the_chunkwise_form_needs_them(S, D):
+    def counted(L):
+        chunks = [range(start, min(start + L, S)) for start in range(0, S, L)]
+        pairs = sum(1 for chunk in chunks for t in chunk for j in chunk if j <= t)
+        read, written = sum(map(len, chunks[1:])), sum(map(len, chunks[:-1]))
+        state = D * (D + 1)
+        return {"forward": 2 * D * pairs + state * (read + written), "backward": 5 * D * pairs + state * (2 * read + 3 * written)}
+
+    found = kernels.multiply_adds(S, D)
+    assert found in [counted(L) for L in (32, 64, 128, 256)]
+    assert all(sum(found.values()) <= sum(counted(L).values()) for L in (32, 64, 128, 256))
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="the FMA peak needs a C++ compiler")
+def test_kernels_alone_are_a_part_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "SHAPES", ((2, 16, 2, 16),))
+    threads = torch.get_num_threads()
+    try:
+        kernels.main(tmp_path, quick=True)
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads((tmp_path / kernels.FILE).read_text())
+    (one,) = found["kernels"]
+    assert found["peak"] > 1e9 and one["second thread"] > 0 and all(ms > 0 for both in one["ms"].values() for ms in both.values())
+    page = "\n".join(report.kernel_lines(found))
+    assert "| B2 S16 NH2 D16 | " in page and page.count("%") == 3
+    assert all(line in page for line in capsys.readouterr().out.splitlines())
+
+
+def test_recorded_kernels_write_the_results_of_the_call():
+    call = mlstm.ours("cpu")(dict(B=1, S=16, NH=2, DHQK=16, DHHV=16), CPU, torch.float32)
+    native = dict(kernels.mlstm_cpu._FORWARD)
+    with kernels.recorded() as calls:
+        h = call.forward()
+        dh = torch.ones_like(h)
+        gradients = torch.autograd.grad(h, list(call.leaves.values()), dh, retain_graph=True)
+    expected = [x.detach().clone() for x in (h, *gradients)]
+    with torch.no_grad():
+        for x in (h, *gradients):
+            x.zero_()
+    calls["forward"]()
+    calls["backward"]()
+    assert all(x.equal(value) for x, value in zip((h, *gradients), expected))
+    assert kernels.mlstm_cpu._FORWARD == native
 
 
 def test_training_beside_busy_processes_is_a_part_of_the_page(tmp_path, monkeypatch):

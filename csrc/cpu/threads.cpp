@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace xlstm::cpu {
@@ -25,23 +26,35 @@ void pause() {
 #endif
 }
 
-// One loop: whoever takes part draws indices until none are left.
+// One loop. A thread draws the indices of its own share first, neighbours after neighbours, which lie in the caches of one core
+// from loop to loop and are those that a loop of PyTorch gives it; then what is left of the others'.
 struct Loop {
-  Loop(const std::function<void(int64_t)>& body, int64_t count) : body(body), count(count) {}
+  Loop(const std::function<void(int64_t)>& body, int64_t count, int threads)
+      : body(body), shares(std::max<int64_t>(1, std::min<int64_t>(threads, count))) {
+    const int64_t n = static_cast<int64_t>(shares.size());
+    for (int64_t s = 0; s < n; ++s) shares[s].next = count * s / n, shares[s].end = count * (s + 1) / n;
+  }
+
+  struct alignas(64) Share {  // a cache line, because each is counted on by another core
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
   const std::function<void(int64_t)>& body;
-  const int64_t count;
-  std::atomic<int64_t> next{0};
+  std::vector<Share> shares;
   std::exception_ptr failure;
   std::mutex failure_mutex;
 
-  void work() {
+  void work(int thread) {
     try {
-      for (int64_t index = next++; index < count; index = next++) body(index);
+      for (size_t s = 0; s < shares.size(); ++s) {
+        Share& share = shares[(thread + s) % shares.size()];
+        for (int64_t index = share.next++; index < share.end; index = share.next++) body(index);
+      }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(failure_mutex);
       if (!failure) failure = std::current_exception();
-      next = count;
+      for (Share& share : shares) share.next = share.end;
     }
   }
 };
@@ -70,37 +83,44 @@ class Pool {
   void run(Loop& loop, int helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (; started_ < helpers; ++started_) std::thread(&Pool::sleep_and_help, this).detach();
+      while (started_ < helpers) std::thread(&Pool::sleep_and_help, this, ++started_).detach();
       loop_ = &loop;
       wanted_ = running_ = helpers;
     }
     work_.notify_all();
-    loop.work();
+    loop.work(0);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       running_ -= wanted_;  // helpers that never woke up are not waited for
       wanted_ = 0;
     }
-    look_for([&] { return running_ == 0; });
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [&] { return running_ == 0; });
+    const auto done = [&] { return running_ == 0; };
+    std::unique_lock<std::mutex> lock = lock_when(done);
+    done_.wait(lock, done);
   }
 
  private:
-  void sleep_and_help() {
-    std::unique_lock<std::mutex> lock(mutex_);
+  void sleep_and_help(int thread) {
+    const auto wanted = [&] { return wanted_ > 0; };
     for (;;) {
-      lock.unlock();
-      look_for([&] { return wanted_ > 0; });
-      lock.lock();
-      work_.wait(lock, [&] { return wanted_ > 0; });
+      std::unique_lock<std::mutex> lock = lock_when(wanted);
+      work_.wait(lock, wanted);
       --wanted_;
       Loop& loop = *loop_;
       lock.unlock();
-      loop.work();
+      loop.work(thread);
       lock.lock();
       if (--running_ == 0) done_.notify_one();
     }
+  }
+
+  // The lock, if possible once the condition holds. Whoever made it hold may have the lock still, so it is tried, not waited for.
+  template <typename Condition>
+  std::unique_lock<std::mutex> lock_when(const Condition& condition) {
+    std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+    look_for([&] { return condition() && lock.try_lock(); });
+    if (!lock.owns_lock()) lock.lock();
+    return lock;
   }
 
   std::mutex mutex_;
@@ -121,8 +141,12 @@ Pool& pool() {
   return *current;
 }
 
-// What compilers call for a parallel region of OpenMP: body(data) on so many threads.
-typedef void (*Region)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+// PyTorch's own OpenMP.
+struct OpenMP {
+  // What compilers call for a parallel region: body(data) on so many threads.
+  void (*region)(void (*body)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*thread_num)() = nullptr;  // which of them this is
+};
 
 bool is(const char* variable, const char* value) {
   const char* const found = std::getenv(variable);
@@ -131,35 +155,49 @@ bool is(const char* variable, const char* value) {
 
 const pid_t loaded_in = getpid();
 
-// That of PyTorch's own OpenMP, or null. Its threads spin for some milliseconds after each of PyTorch's loops: they are there at
-// once, and ours would have to share processors with them. Where they were told to sleep, ours are there sooner.
-Region region_of_pytorch() {
-  static const Region region = []() -> Region {
-    if (is("OMP_WAIT_POLICY", "PASSIVE") || is("GOMP_SPINCOUNT", "0") || is("KMP_BLOCKTIME", "0")) return nullptr;
+// PyTorch's own OpenMP, or null. Its threads spin for some milliseconds after each of PyTorch's loops: they are there at once,
+// and ours would have to share processors with them. Where they were told to sleep, ours are there sooner.
+const OpenMP* openmp_of_pytorch() {
+  static const OpenMP openmp = []() -> OpenMP {
+    if (is("OMP_WAIT_POLICY", "PASSIVE") || is("GOMP_SPINCOUNT", "0") || is("KMP_BLOCKTIME", "0")) return {};
     void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-    return library ? reinterpret_cast<Region>(dlsym(library, "GOMP_parallel")) : nullptr;
+    if (!library) return {};
+    OpenMP found;
+    found.region = reinterpret_cast<decltype(found.region)>(dlsym(library, "GOMP_parallel"));
+    found.thread_num = reinterpret_cast<decltype(found.thread_num)>(dlsym(library, "omp_get_thread_num"));
+    return found;
   }();
-  return loaded_in == getpid() ? region : nullptr;  // after a fork OpenMP would wait for threads that are not there
+  if (loaded_in != getpid()) return nullptr;  // after a fork OpenMP would wait for threads that are not there
+  return openmp.region && openmp.thread_num ? &openmp : nullptr;
+}
+
+void run(Loop& loop, const OpenMP& openmp, int threads) {
+  std::pair<Loop*, const OpenMP*> both{&loop, &openmp};
+  const auto work = [](void* data) {
+    const auto [loop, openmp] = *static_cast<decltype(both)*>(data);
+    loop->work(openmp->thread_num());
+  };
+  // All threads, though some may find nothing to do: OpenMP ends those that a smaller team leaves out.
+  openmp.region(work, &both, static_cast<unsigned>(threads), 0);
 }
 
 }  // namespace
 
 void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
   const int helpers = static_cast<int>(std::min<int64_t>(threads, count)) - 1;
-  Loop loop(body, count);
+  Loop loop(body, count, threads);
   if (helpers > 0) {
     Pool& shared = pool();
     const std::unique_lock<std::mutex> ours(shared.in_use, std::try_to_lock);
     if (!ours) {  // another Python thread is computing: the machine is busy
-      loop.work();
-    } else if (const Region region = region_of_pytorch()) {
-      // All threads, though some may find nothing to do: OpenMP ends those that a smaller team leaves out.
-      region([](void* data) { static_cast<Loop*>(data)->work(); }, &loop, static_cast<unsigned>(threads), 0);
+      loop.work(0);
+    } else if (const OpenMP* const openmp = openmp_of_pytorch()) {
+      run(loop, *openmp, threads);
     } else {
       shared.run(loop, helpers);
     }
   } else {
-    loop.work();
+    loop.work(0);
   }
   if (loop.failure) std::rethrow_exception(loop.failure);
 }
