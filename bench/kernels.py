@@ -36,7 +36,7 @@ THREADS = 1, 2
 
 def multiply_adds(S: int, D: int) -> dict[str, int]:
     """Products that a head needs over S steps: pairs of steps in the same chunk, once, and its state, which the first chunk does
-    not read and nobody reads after the last. The chunk is as long as makes them fewest (csrc/cpu/mlstm.h).
+    not read and nobody reads after the last, and which forward keeps for backward. The chunk is as long as makes them fewest.
     """
 
     def counted(L: int) -> dict[str, int]:
@@ -45,7 +45,7 @@ def multiply_adds(S: int, D: int) -> dict[str, int]:
         pairs = (whole * L * (L + 1) + rest * (rest + 1)) // 2
         return {
             "forward": 2 * D * pairs + D * (D + 1) * (after_first + before_last),
-            "backward": 5 * D * pairs + D * (D + 1) * (2 * after_first + 3 * before_last),
+            "backward": 5 * D * pairs + D * (D + 1) * (2 * after_first + 2 * before_last),
         }
 
     return min((counted(L) for L in (32, 64, 128, 256)), key=lambda one: sum(one.values()))

@@ -14,6 +14,8 @@ from isa_fixture import isa_fixture
 from mlstm_cases import Case
 
 from xlstm_cuda import functional
+from xlstm_cuda.ops import mlstm, mlstm_cpu
+from xlstm_cuda.ops.signatures import MLSTMOperands, MLSTMOptions
 
 ALL_OPTIONS = (
     {"eps": 0.0},
@@ -327,3 +329,42 @@ def test_a_state_that_nobody_asks_for_changes_no_bit(S, state):
     assert torch.equal(h, asked)
     for a, b in zip(*(torch.autograd.grad(x.square().sum(), tensors) for x in (h, asked))):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("S,DHQK,DHHV,chunk_size", [(300, 64, 64, None), (100, 32, 48, 32), (70, 16, 16, 16), (130, 17, 64, 64)])
+def test_states_kept_for_backward_change_no_bit(S, DHQK, DHHV, chunk_size, dtype, isa):
+    """A call by the op, which keeps none, computes them once more."""
+    case = Case(B=2, S=S, NH=3, DHQK=DHQK, DHHV=DHHV, dtype=dtype, state=True)
+    tensors = mlstm_cases.inputs(case)
+    options = MLSTMOptions(0.25, "exp", True, 1e-6, "cpu", chunk_size=chunk_size)
+    found = []
+    for call in (mlstm.mlstm, through_the_op):
+        h, (C, n, _) = call(MLSTMOperands(*tensors, None), options)
+        found.append(torch.autograd.grad(h.float().square().sum() + C.sum() + n.sum(), tensors))
+    assert all(kept.equal(computed) for kept, computed in zip(*found))
+
+
+def through_the_op(operands, options):
+    h, C, n, m, _ = mlstm.FORWARD.overload(*operands, *options)
+    return h, (C, n, m)
+
+
+@pytest.mark.parametrize(
+    "S,DHQK,DHHV,chunk_size,chunks",
+    [(0, 64, 64, None, 1), (128, 64, 64, None, 1), (300, 64, 32, None, 5), (512, 256, 256, None, 2), (70, 16, 16, 32, 3),
+     (70, 16, 16, 256, 1), (300, 17, 64, None, 1)],
+)  # fmt: skip
+def test_what_is_kept_is_a_state_between_chunks_or_nothing(S, DHQK, DHHV, chunk_size, chunks):
+    """Nothing for head dims that are no whole vectors, between packed sequences, and where nobody asks for gradients."""
+    expected = (chunks - 1) * (DHQK * DHHV + DHQK + 16)
+    q, v, i = torch.randn(2, S, 3, DHQK), torch.randn(2, S, 3, DHHV), torch.randn(2, S, 3)
+    options = MLSTMOptions(0.25, "exp", True, 1e-6, "cpu", chunk_size=chunk_size)
+    _, borders = mlstm_cpu.forward_kept(MLSTMOperands(q, q, v, i, i, None, None, None, None), options)
+    assert (0 if borders is None else borders.numel()) == 2 * 3 * expected
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x), x)[1], lambda x: x):
+        mlstm.mlstm(MLSTMOperands(*(x.requires_grad_() for x in (q, q, v, i, i)), None, None, None, None), options)
+    assert sum(x.numel() for x in saved if x.dim() == 1) == 2 * 3 * expected
+    packed = MLSTMOperands(q[:1], q[:1], v[:1], i[:1], i[:1], None, None, None, torch.tensor([0, S // 2, S], dtype=torch.int32))
+    assert mlstm_cpu.forward_kept(packed, options)[1] is None

@@ -24,7 +24,7 @@ def test_mlstm_ops_pass_opcheck(state, lengths):
     opcheck(torch.ops.xlstm_cuda.mlstm_forward.default, (*operands, *OPTIONS))
     h, C, n, _, dot = torch.ops.xlstm_cuda.mlstm_forward(*operands, *OPTIONS)
     incoming = (torch.randn_like(h), torch.randn_like(C), torch.randn_like(n))
-    opcheck(torch.ops.xlstm_cuda.mlstm_backward.default, (*incoming, *operands, h, dot, C, n, *OPTIONS))
+    opcheck(torch.ops.xlstm_cuda.mlstm_backward.default, (*incoming, *operands, h, dot, C, n, None, *OPTIONS))
 
 
 def loss(*tensors: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def check_mlstm_sequence(backend, state=True, lengths=None):
     opcheck("mlstm_forward", *operands, *mlstm_options(backend))
     h, C, n, _, dot = torch.ops.xlstm_cuda.mlstm_forward(*operands, *mlstm_options(backend))
     incoming = (torch.randn_like(h), torch.randn_like(C), torch.randn_like(n))
-    opcheck("mlstm_backward", *incoming, *operands, h, dot, C, n, *mlstm_options(backend))
+    opcheck("mlstm_backward", *incoming, *operands, h, dot, C, n, None, *mlstm_options(backend))
 
 
 def check_mlstm_step(backend):

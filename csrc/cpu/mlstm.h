@@ -26,13 +26,14 @@ struct MlstmInputs : MlstmOptions<Real> {
   Storage storage = Storage::kReal;
   View<> q, k, v, i, f;                                    // (B, S, NH, D) of storage, (B, S, NH) of Real
   const Real *C0 = nullptr, *n0 = nullptr, *m0 = nullptr;  // (N, NH, DHQK, DHHV), (N, NH, DHQK), (N, NH); or null: fresh
+  Real* borders = nullptr;  // (N, NH, `border_numbers`) from forward to backward, or null: backward computes them once more
 };
 template <class R, typename Real>
 void read(R& r, MlstmInputs<Real>& p) {
   r("B", p.B)("S", p.S)("NH", p.NH)("DHQK", p.DHQK)("DHHV", p.DHHV)("L", p.L)("N", p.N)("cu_seqlens", p.cu_seqlens)("storage",
                                                                                                                     p.storage);
   r("options", static_cast<MlstmOptions<Real>&>(p));
-  r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C0", p.C0)("n0", p.n0)("m0", p.m0);
+  r("q", p.q)("k", p.k)("v", p.v)("i", p.i)("f", p.f)("C0", p.C0)("n0", p.n0)("m0", p.m0)("borders", p.borders);
 }
 
 // Results are contiguous.
@@ -79,6 +80,18 @@ inline int64_t chunk_length(int64_t steps, int64_t DHQK, int64_t DHHV) {
     if (chosen == 0 || products <= fewest) chosen = L, fewest = products;
   }
   return chosen;
+}
+
+inline int64_t chunks_of(int64_t steps, int64_t L) { return (steps + L - 1) / L; }
+
+// The states before all chunks of a head but the first: for each C, n, and m with room to a whole cache line.
+constexpr int64_t kBorderRoom = 16;
+inline int64_t border_size(int64_t DHQK, int64_t DHHV) { return DHQK * DHHV + DHQK + kBorderRoom; }
+
+// How many numbers that is, where such states may be kept: head dims are whole vectors of every instruction set.
+inline int64_t border_numbers(int64_t S, int64_t DHQK, int64_t DHHV, int64_t L) {
+  if (S == 0 || DHQK % kBorderRoom || DHHV % kBorderRoom) return 0;
+  return (chunks_of(S, L ? L : chunk_length(S, DHQK, DHHV)) - 1) * border_size(DHQK, DHHV);
 }
 
 // clang-format off

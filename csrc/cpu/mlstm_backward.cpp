@@ -1,7 +1,7 @@
 // mlstm_backward.cpp - all gradients of one head of one sequence (M7, and M7a of README.md for the gates), compiled once per
-// instruction set (XLSTM_ISA names the namespace). The states at inner borders are computed once more; then chunks are walked
-// from the last to the first. As in mlstm_forward.cpp scores and their gradients are kept transposed; Q, r dH and one panel of C
-// or dC at a time are the other transposes.
+// instruction set (XLSTM_ISA names the namespace). The states at inner borders are those that forward kept, or are computed once
+// more; then chunks are walked from the last to the first. As in mlstm_forward.cpp scores and their gradients are kept
+// transposed; Q, r dH and one panel of C or dC at a time are the other transposes.
 #include "cpu/mlstm_state.h"
 
 namespace xlstm::cpu {
@@ -79,6 +79,13 @@ class Backward {
       if (!(m_[0] < std::numeric_limits<Real>::infinity())) return head_.steps == 0;
     }
     const bool sound = head_.steps > 0 && dot_of(head_.steps - 1) == dot_of(head_.steps - 1);  // else forward left a NaN there
+    if (sound && p_.borders) {
+      for (int64_t chunk = 1; chunk < head_.chunks; ++chunk) {
+        states_[chunk] = border_state(p_, head_, chunk);
+        m_[chunk] = border_m(p_, states_[chunk]);
+      }
+      return true;
+    }
     for (int64_t chunk = 0; chunk < head_.chunks; ++chunk) {
       const int64_t first = chunk * head_.L, steps = head_.steps_of(chunk);
       const Rows<const Real> K = k_.read(first, steps), V = v_.read(first, steps);

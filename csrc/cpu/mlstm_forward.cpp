@@ -46,9 +46,12 @@ class Forward {
       scores(first, state);
       outputs(first, state);
       if (!p_.C && chunk + 1 == head_.chunks) break;  // nobody reads the state
-      advance(head_, gates_, K_, V_, steps_, wV_, state, last_);
-      state = last_;
+      const bool kept = p_.borders && chunk + 1 < head_.chunks;
+      const State<Real> after = kept ? border_state(p_, head_, chunk + 1) : last_;
+      advance(head_, gates_, K_, V_, steps_, wV_, state, after);
+      state = after;
       m = gates_.m_after;
+      if (kept) border_m(p_, after) = m;
     }
     finish(sound, state, m);
   }

@@ -27,7 +27,7 @@ struct Head {
       batch = sequence;
     }
     L = std::max<int64_t>(std::min(p.L ? p.L : chunk_length(steps, p.DHQK, p.DHHV), steps), 1);
-    chunks = (steps + L - 1) / L;
+    chunks = chunks_of(steps, L);
     DK = whole_vectors<Real>(p.DHQK);
     DV = whole_vectors<Real>(p.DHHV);
     room = whole_vectors<Real>(L);

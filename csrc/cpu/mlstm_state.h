@@ -30,6 +30,17 @@ void write_state(const MlstmInputs<Real>& p, const Head<Real>& head, const State
   pack_matrix(from.n, head.DK, 1, p.DHQK, n + head.task * p.DHQK);
 }
 
+// The state before a chunk, and its m, where `borders` keeps it.
+template <typename Real>
+State<Real> border_state(const MlstmInputs<Real>& p, const Head<Real>& head, int64_t chunk) {
+  Real* const C = p.borders + (head.task * (head.chunks - 1) + chunk - 1) * border_size(p.DHQK, p.DHHV);
+  return {C, C + p.DHQK * p.DHHV};
+}
+template <typename Real>
+Real& border_m(const MlstmInputs<Real>& p, const State<Real>& state) {
+  return state.n[p.DHQK];
+}
+
 // C_k = g C_{k-1} + sum_j w_j k_j v_j^T,  n_k = g n_{k-1} + sum_j w_j k_j. before may be after. wV (steps, DV) is working memory.
 template <typename Real>
 void advance(const Head<Real>& head, const Gates<Real>& gates, Rows<const Real> K, Rows<const Real> V, int64_t steps, Real* wV,

@@ -49,6 +49,7 @@ void bind_cpu(py::module_& m) {
   m.def("cpu_isa", [] { return isa_name(selected_isa()); }, "the instruction set in use");
   m.def("select_cpu_isa", &select_isa, "for tests: use this one; '' returns to the default");
   m.attr("MOST_TAPS") = kMostTaps;
+  m.def("mlstm_border_numbers", &border_numbers, "numbers of a head's states between chunks, which mlstm_forward_cpu may keep");
   m.def("conv_tiles", &conv_tiles, "tiles that conv_backward_cpu keeps sums of");
   bind_launchers<float>(m, "float32");
   bind_launchers<double>(m, "float64");

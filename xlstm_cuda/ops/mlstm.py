@@ -79,8 +79,8 @@ STEP = Op("mlstm_step", (MLSTMToken, MLSTMOptions), MLSTMTokenResults, _step_imp
 class _MLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], options: MLSTMOptions, *args: Any) -> tuple[Tensor | None, ...]:
-        results = MLSTMResults(*run(MLSTMOperands(*args), options))
-        ctx.save_for_backward(*args, results.h, results.dot, results.C, results.n)
+        results, borders = run(MLSTMOperands(*args), options)
+        ctx.save_for_backward(*args, results.h, results.dot, results.C, results.n, borders)
         ctx.options = options
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(results.dot, *(() if results.m is None else (results.m,)))
@@ -96,7 +96,20 @@ class _MLSTM(torch.autograd.Function):
     jvp = refuse_forward_mode("mlstm")
 
 
-FORWARD.differentiate(lambda run, operands, options: _MLSTM.apply(run, options, *operands))  # type: ignore[no-untyped-call]
+def _eager(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[MLSTMResults, Tensor | None]:
+    """The results, and states for the backward that a result of the op could not be: how many depends on S."""
+    if options.backend in KERNEL_BACKENDS:
+        return FORWARD.direct(operands, options), None
+    with torch._C._DisableAutocast():
+        return mlstm_cpu.forward_kept(operands, options)
+
+
+def _below(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The op itself in the place of `_eager`."""
+    return lambda operands, options: (MLSTMResults(*run(operands, options)), None)
+
+
+FORWARD.differentiate(lambda run, operands, options: _MLSTM.apply(_below(run), options, *operands))  # type: ignore[no-untyped-call]
 BACKWARD.differentiate(lambda run, *groups: differentiable_once("mlstm", run(*groups)))
 STEP.differentiate(lambda run, token, options: _one_step_of_a_sequence(token, options))
 
@@ -107,7 +120,7 @@ def mlstm(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[Tensor, State
     if must_dispatch(operands.q) or not differentiated(*operands):
         h, C, n, m, _ = FORWARD(operands.q, operands, options)
     else:
-        h, C, n, m, _ = _MLSTM.apply(FORWARD.direct, options, *operands)  # type: ignore[no-untyped-call]
+        h, C, n, m, _ = _MLSTM.apply(_eager, options, *operands)  # type: ignore[no-untyped-call]
     return h, (C, n, m)
 
 

@@ -197,7 +197,7 @@ def _backward(
         dnorm_weight=result(dnorm_weight), dskip=result(dskip),
     )  # fmt: skip
     operands = MLSTMOperands._make((*layer.inputs(), C0, n0, m0, cu_seqlens))
-    saved = MLSTMSaved(h, dot, None, None)
+    saved = MLSTMSaved(h, dot, None, None, None)
     dq, dk, dv, di, df, dC0, dn0, dm0 = mlstm_cpu.backward(MLSTMIncoming(dh, dC, dn), operands, saved, layer.options(True))
     del dh
     dheld = None if held is None else torch.zeros_like(held, memory_format=torch.contiguous_format)

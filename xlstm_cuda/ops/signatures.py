@@ -53,12 +53,13 @@ class MLSTMIncoming(NamedTuple):
 
 
 class MLSTMSaved(NamedTuple):
-    """The results that the backward reads."""
+    """The results that the backward reads, and the states between chunks where forward kept them (`mlstm_cpu.forward_kept`)."""
 
     h: Tensor
     dot: Tensor
     C: Tensor | None
     n: Tensor | None
+    borders: Tensor | None
 
 
 class MLSTMGradients(NamedTuple):
