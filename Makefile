@@ -35,7 +35,8 @@ test-ptx:  ## the kernels' tests on what nvcc made of them, interpreted (5 minut
 	$(PYTEST) -q --ptx=90a $(PTX_TESTS)
 	$(PYTEST) -q --ptx=80 $(PTX_TESTS)
 
-DEEP := cpu-bugs ptx-races slstm-bugs mlstm-bugs ptx-bugs ptx-90a ptx-80 wide split-bugs executor random
+OF_KERNELS := ptx-races slstm-bugs mlstm-bugs ptx-bugs ptx-90a ptx-80 split-bugs executor
+DEEP := $(OF_KERNELS) cpu-bugs wide random
 wide = $(PYTEST) -m deep
 random = $(PYTHON) python_tests/attack --cases 10000 --seed 1
 executor = $(PYTHON) python_tests/simt_deep.py
@@ -54,8 +55,10 @@ test-deep:  ## the wide grid, races, address checks, planted bugs, random compar
 	@$(MAKE) --keep-going --no-print-directory --jobs=$(JOBS) --output-sync=target INSTALL=no $(DEEP:%=build/deep/%)
 
 # One part: it is run again when a source is newer than its last success, and the others are run whatever it says. JOBS parts run
-# at once, those that take longest first, and each prints what it has to say at its end.
-build/deep/%: $(TESTED)
+# at once, and each prints what it has to say at its end. The CUDA kernels' parts have nothing to do with the CPU's.
+$(OF_KERNELS:%=build/deep/%): $(filter-out csrc/cpu/%,$(TESTED))
+$(filter-out $(OF_KERNELS:%=build/deep/%),$(DEEP:%=build/deep/%)): $(TESTED)
+build/deep/%:
 	@echo "== $*: $$(date)"
 	$(or $($*),$(error no part of test-deep is called $*))
 	@mkdir -p $(@D) && date > $@
