@@ -52,6 +52,7 @@ class Backward {
       before_ = states_[chunk];
       scan(first, m_[chunk]);
       normalisers(first);
+      next_ = {head_.long_way && chunk > 0 ? first - head_.L : first, first};
       scores();
       query_gradient(first);
       key_gradient(first);
@@ -142,6 +143,7 @@ class Backward {
       constexpr int rows = tile.rows, width = tile.width;
       Vector<Real> W[rows][width];
       auto dtile = tile;
+      ask();
       tile.template product<Order::kRows>(K_.at(j), K_.step, QT_ + t, room, p_.DHQK);
       tile.each([&](int row, int v, Vector<Real>& y) {
         W[row][v] = gates_.weight(j + row, t + v * kLanes<Real>);
@@ -168,6 +170,8 @@ class Backward {
     finish_sums(sums_, steps_, X_column_);
   }
 
+  void ask() { next_.ask<Real>({&q_, &k_, &v_, &dh_, &h_}); }
+
   // Columns of the transpose of a state matrix.
   auto panel_of(const Real* matrix) {
     return [this, matrix](int64_t column, int64_t columns) {
@@ -182,6 +186,7 @@ class Backward {
     const Rows<Real> dQ = dq_.target(first);
     if (before_) clear_sums(sums_, steps_);
     tiles<Real>(steps_, head_.DK, panel_of(before_.C), [&](auto tile, int64_t t, int64_t column) {
+      ask();
       if (before_) {
         tile.template product<Order::kColumns>(rGT_ + t, head_.room, panel_, kTileColumns<Real>, p_.DHHV);
         tile.each([&](int row, int v, Vector<Real>& y) {
@@ -202,6 +207,7 @@ class Backward {
     const Rows<Real> dK = dk_.target(first);
     if (after_) clear_sums(sums_, steps_);
     tiles<Real>(steps_, head_.DK, panel_of(after_.C), [&](auto tile, int64_t j, int64_t column) {
+      ask();
       if (after_) {
         tile.template product<Order::kRows>(V_.at(j), V_.step, panel_, kTileColumns<Real>, p_.DHHV);
         tile.each([&](int row, int v, Vector<Real>& y) {
@@ -221,6 +227,7 @@ class Backward {
   void value_gradient(int64_t first) {
     const Rows<Real> dV = dv_.target(first);
     tiles<Real>(steps_, head_.DV, nothing, [&](auto tile, int64_t j, int64_t column) {
+      ask();
       if (after_) {
         tile.template product<Order::kRows>(K_.at(j), K_.step, after_.C + column, head_.DV, p_.DHQK);
         tile.scale_rows(gates_.w + j);
@@ -298,6 +305,7 @@ class Backward {
   RowsOf<Real> q_, k_, v_, h_, dh_, dq_, dk_, dv_;
   Rows<const Real> Q_, K_, V_, G_;  // G: dH
   int64_t steps_ = 0;               // of the chunk
+  NextChunk next_;
   Real *QT_, *rG_, *rGT_, *PT_, *dPT_, *panel_, *dot_, *r_, *active_, *rdelta_, *urdelta_;
   Real *X_row_, *X_column_, *X_diagonal_, *x_, *y_, *sums_;
   double* written_;      // what earlier steps of the chunk, and those before it, contribute to df_t

@@ -43,6 +43,8 @@ class Forward {
       if (steps_ == 0) break;
       gates_.scan(head_.template at<const Real>(p_.i, first), p_.i.step, head_.template at<const Real>(p_.f, first), p_.f.step,
                   steps_, m, p_.sigmoid_igate());
+      next_ = {first + steps_, first + steps_};
+      if (head_.long_way && chunk + 1 < head_.chunks) next_.end += head_.steps_of(chunk + 1);
       scores(first, state);
       outputs(first, state);
       if (!p_.C && chunk + 1 == head_.chunks) break;  // nobody reads the state
@@ -70,6 +72,7 @@ class Forward {
     }
     triangle<Real>(steps_, [&](auto tile, int64_t j, int64_t t) {
       tile.template product<Order::kRows>(K_.at(j), K_.step, QT_ + t, room, p_.DHQK);
+      ask();
       Vector<Real> d[tile.width];
       for (int v = 0; v < tile.width; ++v) d[v] = load(dot_ + t + v * kLanes<Real>);
       tile.each([&](int row, int v, Vector<Real>& y) {
@@ -88,6 +91,7 @@ class Forward {
   void outputs(int64_t first, const State<Real>& state) {
     const Rows<Real> H = h_.target(first);
     tiles<Real>(steps_, head_.DV, nothing, [&](auto tile, int64_t t, int64_t column) {
+      ask();
       if (state) {
         tile.template product<Order::kColumns>(QT_ + t, head_.room, state.C + column, head_.DV, p_.DHQK);
         tile.scale_rows(gates_.u + t);
@@ -97,6 +101,10 @@ class Forward {
       tile.write(H.at(t) + column, H.step);
     });
     h_.written(first, steps_);
+  }
+
+  void ask() {  // twice, because a chunk has half as many tiles as in backward
+    for (int i = 0; i < 2; ++i) next_.ask<Real>({&k_, &v_, &q_});
   }
 
   // The state after the last step, and NaN from the first step on that is not sound.
@@ -125,6 +133,7 @@ class Forward {
   RowsOf<Real> q_, k_, v_, h_;
   Rows<const Real> K_, V_;
   int64_t steps_ = 0;  // of the chunk
+  NextChunk next_;
   Real *QT_, *PT_, *wV_, *dot_, *r_, *active_;
   State<Real> last_;
 };

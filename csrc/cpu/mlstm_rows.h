@@ -12,11 +12,14 @@
 namespace xlstm::cpu {
 namespace {
 
+constexpr int64_t kCached = 512 << 10;  // bytes of q and v, or of k and h, or of their gradients
+
 // Which part of the tensors a task works on. DK and DV are the head dims in whole vectors.
 template <typename Real>
 struct Head {
   int64_t task, head, batch = 0, first = 0, steps, L, chunks;
   int64_t DK, DV, room;  // room: the steps of a chunk in whole vectors
+  bool long_way;         // whether its rows are more than a second-level cache holds
 
   Head(const MlstmInputs<Real>& p, int64_t task) : task(task), head(task % p.NH), steps(p.S) {
     const int64_t sequence = task / p.NH;
@@ -31,6 +34,7 @@ struct Head {
     DK = whole_vectors<Real>(p.DHQK);
     DV = whole_vectors<Real>(p.DHHV);
     room = whole_vectors<Real>(L);
+    long_way = steps * (DK + DV) * static_cast<int64_t>(sizeof(Real)) > kCached;
   }
   int64_t steps_of(int64_t chunk) const { return std::min(L, steps - chunk * L); }
   template <typename T>
@@ -111,6 +115,12 @@ class RowsOf {
     }
     return {copy_.data, copy_.step};
   }
+  // Asks for a row that is read later.
+  XLSTM_DEVICE void prefetch(int64_t row) const {
+    if (!in_place_) return;
+    const Real* const at = head_.template at<const Real>(view_, row);
+    for (int64_t column = 0; column < columns_; column += 64 / sizeof(Real)) __builtin_prefetch(at + column, 0, 2);
+  }
   // Where results go, and that they are complete.
   Rows<Real> target(int64_t first) const {
     return in_place_ ? Rows<Real>{head_.template at<Real>(view_, first), view_.step} : copy_;
@@ -144,6 +154,19 @@ class RowsOf {
   const int64_t columns_, padded_;
   bool in_place_;
   Rows<Real> copy_;
+};
+
+// Steps of the next chunk, whose rows are asked for between the tiles of this one, so that memory works while products are
+// computed. Asked for all at once they would only be waited for earlier (docs/kernel-notes.md).
+struct NextChunk {
+  int64_t step = 0, end = 0;
+
+  template <typename Real, size_t N>
+  XLSTM_DEVICE void ask(const RowsOf<Real>* const (&tensors)[N]) {
+    if (step == end) return;
+    for (const RowsOf<Real>* rows : tensors) rows->prefetch(step);
+    ++step;
+  }
 };
 
 // A matrix of states, padded with zeros or packed again; from may be null for zeros.
