@@ -100,7 +100,7 @@ def measured(shape: tuple[int, int, int, int], seconds: float) -> dict[str, Any]
         gradients = torch.autograd.grad(h, list(prepared.leaves.values()), dh, retain_graph=True)
     timed = {f"{name}, {n}": functools.partial(calls[name], threads=n) for name in PASSES for n in THREADS}
     timed |= {f"both, {n}": functools.partial(run_all, [timed[f"{name}, {n}"] for name in PASSES]) for n in THREADS}
-    times = interleaved(timed, seconds=seconds)
+    times = interleaved(timed, seconds=seconds, most=25)
     del h, dh, gradients  # not before: the native calls know only their addresses
     return {
         "shape": dict(B=B, S=S, NH=NH, D=D),
