@@ -9,7 +9,7 @@
 namespace xlstm::cpu {
 namespace {
 
-constexpr size_t kLine = 64, kSmallest = size_t(64) << 10;
+constexpr size_t kSmallest = size_t(64) << 10;
 constexpr size_t kKept = size_t(4) << 20;  // a thread that sleeps holds no more than this
 
 struct Free {
@@ -19,43 +19,40 @@ struct Block {
   std::unique_ptr<char, Free> memory;
   size_t size = 0;
 };
-struct Memory {
-  std::vector<Block> blocks;  // pieces are taken from the last one
-  size_t used = 0;            // of the last one
+thread_local std::vector<Block> blocks;  // pieces are taken from the last one
 
-  void add(size_t size) {
-    char* const memory = static_cast<char*>(std::aligned_alloc(kLine, size));
-    if (!memory) throw std::bad_alloc();
-    blocks.push_back({std::unique_ptr<char, Free>(memory), size});
-    used = 0;
-  }
-};
-thread_local Memory memory;
+void add_block(size_t size) {
+  char* const memory = static_cast<char*>(std::aligned_alloc(64, size));
+  if (!memory) throw std::bad_alloc();
+  blocks.push_back({std::unique_ptr<char, Free>(memory), size});
+}
 
 }  // namespace
 
-Scratch::Scratch() { memory.used = 0; }
+Scratch::Scratch() {
+  if (blocks.empty()) return;
+  next_ = blocks.back().memory.get();
+  room_ = blocks.back().size;
+}
 
 // Several blocks become one, so that the next task of this size takes its memory in one piece.
 Scratch::~Scratch() {
   size_t total = 0;
-  for (const Block& block : memory.blocks) total += block.size;
-  if (memory.blocks.size() == 1 && total <= kKept) return;
-  memory.blocks.clear();
+  for (const Block& block : blocks) total += block.size;
+  if (blocks.size() == 1 && total <= kKept) return;
+  blocks.clear();
   if (total <= kKept) {
     try {
-      memory.add(total);
+      add_block(total);
     } catch (const std::bad_alloc&) {  // the next task will say so
     }
   }
 }
 
-void* Scratch::take_bytes(size_t bytes) {
-  bytes = (bytes + kLine - 1) / kLine * kLine + kLine;  // a line between two pieces, so that their rows fall into different sets
-  if (memory.blocks.empty() || memory.used + bytes > memory.blocks.back().size) memory.add(std::max(bytes, kSmallest));
-  char* const taken = memory.blocks.back().memory.get() + memory.used;
-  memory.used += bytes;
-  return taken;
+void Scratch::add(size_t bytes) {
+  add_block(std::max(bytes, kSmallest));
+  next_ = blocks.back().memory.get();
+  room_ = blocks.back().size;
 }
 
 }  // namespace xlstm::cpu

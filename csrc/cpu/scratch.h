@@ -16,11 +16,22 @@ class Scratch {
   // Memory for `count` of them, undefined, aligned to a cache line. std::bad_alloc when there is none.
   template <typename T>
   __attribute__((always_inline)) T* take(int64_t count) {
-    return static_cast<T*>(take_bytes(static_cast<size_t>(count) * sizeof(T)));
+    // Whole lines, and one between two pieces, so that their rows fall into different sets.
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine + kLine;
+    if (bytes > room_) add(bytes);
+    char* const taken = next_;
+    next_ += bytes;
+    room_ -= bytes;
+    return reinterpret_cast<T*>(taken);
   }
 
  private:
-  void* take_bytes(size_t bytes);
+  static constexpr size_t kLine = 64;
+
+  void add(size_t bytes);
+
+  char* next_ = nullptr;
+  size_t room_ = 0;  // behind next_
 };
 
 }  // namespace xlstm::cpu
