@@ -52,11 +52,13 @@ TESTED := $(shell find csrc xlstm_cuda python_tests cmake CMakeLists.txt -type f
 
 test-deep:  ## the wide grid, races, address checks, planted bugs, random comparison, nvcc's PTX: two hours on 2 cores, resumable
 	@$(if $(filter no,$(INSTALL)),,$(INSTALL) deep)
-	@$(MAKE) --keep-going --no-print-directory --jobs=$(JOBS) --output-sync=target INSTALL=no $(DEEP:%=build/deep/%)
+	@$(MAKE) --keep-going --no-print-directory --jobs=2 --output-sync=target INSTALL=no $(DEEP:%=build/deep/%)
 
-# One part: it is run again when a source is newer than its last success, and the others are run whatever it says. JOBS parts run
-# at once, and each prints what it has to say at its end. The CUDA kernels' parts have nothing to do with the CPU's.
-$(OF_KERNELS:%=build/deep/%): $(filter-out csrc/cpu/%,$(TESTED))
+# One part: it is run again when a source is newer than its last success, and the others are run whatever it says. Two parts run
+# at once, and each prints what it has to say at its end. Those of the CUDA kernels do not depend on what is the CPU backend's alone.
+OF_CPU := csrc/cpu/% xlstm_cuda/ops/%_cpu.py python_tests/test_%_cpu.py python_tests/test_bench% python_tests/mlstm_cpu_mutants.py \
+	python_tests/planted/mlstm_cpu.txt python_tests/planted/cpu_layers.txt
+$(OF_KERNELS:%=build/deep/%): $(filter-out $(OF_CPU),$(TESTED))
 $(filter-out $(OF_KERNELS:%=build/deep/%),$(DEEP:%=build/deep/%)): $(TESTED)
 build/deep/%:
 	@echo "== $*: $$(date)"

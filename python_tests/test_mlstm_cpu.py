@@ -10,12 +10,14 @@ import mlstm_cases
 import pytest
 import tolerances
 import torch
+import torch.utils.checkpoint
 from isa_fixture import isa_fixture
 from mlstm_cases import Case
+from torch.utils.flop_counter import FlopCounterMode
 
 from xlstm_cuda import functional
 from xlstm_cuda.ops import mlstm, mlstm_cpu
-from xlstm_cuda.ops.signatures import MLSTMOperands, MLSTMOptions
+from xlstm_cuda.ops.signatures import MLSTMIncoming, MLSTMOperands, MLSTMOptions, MLSTMSaved
 
 ALL_OPTIONS = (
     {"eps": 0.0},
@@ -350,21 +352,54 @@ def through_the_op(operands, options):
     return h, (C, n, m)
 
 
+def kept_by_a_call(S, DHQK, DHHV, chunk_size=None, dtype=torch.float32, cu_seqlens=None):
+    """How many numbers of states between chunks an eager call keeps for its backward."""
+    q, v, i = torch.randn(1, S, 3, DHQK).to(dtype), torch.randn(1, S, 3, DHHV).to(dtype), torch.randn(1, S, 3).to(dtype)
+    operands = MLSTMOperands(*(x.requires_grad_() for x in (q, q, v, i, i)), None, None, None, cu_seqlens)
+    h, _ = mlstm.mlstm(operands, MLSTMOptions(0.25, "exp", True, 1e-6, "cpu", chunk_size=chunk_size))
+    borders = h.grad_fn._raw_saved_tensors[-1].data
+    return 0 if borders is None else borders.numel()
+
+
 @pytest.mark.parametrize(
     "S,DHQK,DHHV,chunk_size,chunks",
     [(0, 64, 64, None, 1), (128, 64, 64, None, 1), (300, 64, 32, None, 5), (512, 256, 256, None, 2), (70, 16, 16, 32, 3),
-     (70, 16, 16, 256, 1), (300, 17, 64, None, 1)],
+     (70, 16, 16, 256, 1)],
 )  # fmt: skip
-def test_what_is_kept_is_a_state_between_chunks_or_nothing(S, DHQK, DHHV, chunk_size, chunks):
-    """Nothing for head dims that are no whole vectors, between packed sequences, and where nobody asks for gradients."""
-    expected = (chunks - 1) * (DHQK * DHHV + DHQK + 16)
-    q, v, i = torch.randn(2, S, 3, DHQK), torch.randn(2, S, 3, DHHV), torch.randn(2, S, 3)
-    options = MLSTMOptions(0.25, "exp", True, 1e-6, "cpu", chunk_size=chunk_size)
-    _, borders = mlstm_cpu.forward_kept(MLSTMOperands(q, q, v, i, i, None, None, None, None), options)
-    assert (0 if borders is None else borders.numel()) == 2 * 3 * expected
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x), x)[1], lambda x: x):
-        mlstm.mlstm(MLSTMOperands(*(x.requires_grad_() for x in (q, q, v, i, i)), None, None, None, None), options)
-    assert sum(x.numel() for x in saved if x.dim() == 1) == 2 * 3 * expected
-    packed = MLSTMOperands(q[:1], q[:1], v[:1], i[:1], i[:1], None, None, None, torch.tensor([0, S // 2, S], dtype=torch.int32))
-    assert mlstm_cpu.forward_kept(packed, options)[1] is None
+def test_the_state_between_two_chunks_is_kept_for_backward(S, DHQK, DHHV, chunk_size, chunks):
+    assert kept_by_a_call(S, DHQK, DHHV, chunk_size) == 3 * (chunks - 1) * (DHQK * DHHV + DHQK + 16)
+
+
+def test_no_state_is_kept_where_that_cannot_be_or_takes_too_much_memory():
+    borders = torch.tensor([0, 150, 300], dtype=torch.int32)
+    assert kept_by_a_call(300, 64, 64) > 0 == kept_by_a_call(300, 64, 64, cu_seqlens=borders)
+    assert kept_by_a_call(300, 17, 64) == 0  # no whole vectors
+    assert kept_by_a_call(300, 64, 64, 16) == 0 == kept_by_a_call(600, 256, 256, 64)  # more states than half of the operands
+    assert kept_by_a_call(300, 64, 64, dtype=torch.bfloat16) > 0 == kept_by_a_call(600, 128, 128, dtype=torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert kept_by_a_call(300, 64, 64) == 0
+
+
+def test_backward_reads_what_was_kept():
+    case = Case(B=1, S=200, NH=2, DHQK=64, DHHV=64, dtype=torch.float32)
+    operands = MLSTMOperands(*mlstm_cases.inputs(case), None, None, None, None)
+    options = MLSTMOptions(0.25, "exp", True, 1e-6, "cpu")
+    results, borders = mlstm_cpu.forward_kept(operands, options)
+    found = []
+    for kept in (borders, None, torch.zeros_like(borders)):
+        saved = MLSTMSaved(results.h, results.dot, None, None, kept)
+        found.append(mlstm_cpu.backward(MLSTMIncoming(torch.ones_like(results.h), None, None), operands, saved, options).dq)
+    assert found[0].equal(found[1]) and not found[0].equal(found[2])
+
+
+@pytest.mark.parametrize("D", [17, 64])
+def test_a_checkpoint_may_compute_again_where_something_watches_the_ops(D):
+    """The dispatcher's path keeps no states, so the eager one must not keep any inside a checkpoint."""
+    x = torch.randn(1, 300, 2, D, requires_grad=True)
+    gates = torch.randn(1, 300, 2)
+    h, state = torch.utils.checkpoint.checkpoint(
+        lambda: functional.mlstm(x, x, x, gates, gates, return_state=True), use_reentrant=False
+    )
+    with FlopCounterMode(display=False):
+        (h.sum() + state.C.sum()).backward()
+    assert x.grad.isfinite().all()

@@ -76,7 +76,7 @@ class Recurrence {
   }
 
   void run(const Params& p, const Steps& steps) const {
-    parallel_for(tasks(p), threads_, [&](int64_t index) { task(p, steps, index); });
+    parallel_for(tasks(p), threads_, [&](int64_t index) { task(p, steps, index); }, p.shape.cu_seqlens != nullptr);
   }
 
  private:

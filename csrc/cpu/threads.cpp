@@ -27,11 +27,9 @@ void pause() {
 }
 
 // One loop. A thread draws the indices of its own share first, neighbours after neighbours, which lie in the caches of one core
-// from loop to loop and are those that a loop of PyTorch gives it; then what is left of the others'.
+// from loop to loop, and on PyTorch's OpenMP are those that its loops give it; then what is left of the others'.
 struct Loop {
-  Loop(const std::function<void(int64_t)>& body, int64_t count, int threads)
-      : body(body), shares(std::max<int64_t>(1, std::min<int64_t>(threads, count))) {
-    const int64_t n = static_cast<int64_t>(shares.size());
+  Loop(const std::function<void(int64_t)>& body, int64_t count, int64_t n) : body(body), shares(n) {
     for (int64_t s = 0; s < n; ++s) shares[s].next = count * s / n, shares[s].end = count * (s + 1) / n;
   }
 
@@ -83,7 +81,7 @@ class Pool {
   void run(Loop& loop, int helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      while (started_ < helpers) std::thread(&Pool::sleep_and_help, this, ++started_).detach();
+      for (; started_ < helpers; ++started_) std::thread(&Pool::sleep_and_help, this, started_ + 1).detach();
       loop_ = &loop;
       wanted_ = running_ = helpers;
     }
@@ -183,9 +181,9 @@ void run(Loop& loop, const OpenMP& openmp, int threads) {
 
 }  // namespace
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body, bool longest_first) {
   const int helpers = static_cast<int>(std::min<int64_t>(threads, count)) - 1;
-  Loop loop(body, count, threads);
+  Loop loop(body, count, longest_first ? 1 : std::max(helpers + 1, 1));
   if (helpers > 0) {
     Pool& shared = pool();
     const std::unique_lock<std::mutex> ours(shared.in_use, std::try_to_lock);

@@ -35,16 +35,24 @@ def forward(operands: MLSTMOperands, options: MLSTMOptions) -> MLSTMResults:
 
 
 def forward_kept(operands: MLSTMOperands, options: MLSTMOptions) -> tuple[MLSTMResults, Tensor | None]:
-    """The same, and the states between chunks for `backward`, which otherwise computes them again: a tenth of the time of both.
-
-    They are a quarter of the size of q, k, v and h where a chunk has as many steps as a head has dims. None where there are
-    none, for packed sequences, and for head dims that are no whole vectors.
-    """
-    q, v = operands.q, operands.v
-    B, S, NH, DHQK = q.shape
-    numbers = _C.mlstm_border_numbers(S, DHQK, v.shape[-1], options.chunk_size or 0) if operands.cu_seqlens is None else 0
-    borders = q.new_empty(B * NH * numbers, dtype=state_dtype(q)) if numbers else None
+    """The same, and the states between chunks for `backward`, which else computes them again: a tenth of the time of both."""
+    borders = _borders(operands, options)
     return _forward(operands, options, borders), borders
+
+
+def _borders(operands: MLSTMOperands, options: MLSTMOptions) -> Tensor | None:
+    """Memory for the states between chunks; None where there are none, for packed sequences and head dims that are no whole
+    vectors, where they would take more than half of what q, k, v and h take (a quarter with float32, head dim and chunks of 64),
+    and where hooks on saved tensors, such as those of checkpointing, show that memory is short.
+    """
+    q, v, dtype = operands.q, operands.v, state_dtype(operands.q)
+    B, S, NH, DHQK = q.shape
+    if operands.cu_seqlens is not None or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return None
+    count = B * NH * _C.mlstm_border_numbers(S, DHQK, v.shape[-1], options.chunk_size or 0)
+    if count == 0 or count * dtype.itemsize > (q.numel() + v.numel()) * q.dtype.itemsize:
+        return None
+    return q.new_empty(count, dtype=dtype)
 
 
 def _forward(operands: MLSTMOperands, options: MLSTMOptions, borders: Tensor | None) -> MLSTMResults:
