@@ -25,7 +25,11 @@ SECONDS = {True: 1.5, False: 6.0}  #: of samples per case, by quick
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "suite", nargs="?", default="all", choices=[*SUITES, "all", "profile", "kernels", "busy"], help="default: all"
+        "suite",
+        nargs="?",
+        default="all",
+        choices=[*SUITES, "all", "profile", "kernels", "busy"],
+        help="default: all; profile, kernels and busy measure the CPU alone",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="few shapes and short samples: all suites in 3 minutes on a CPU")
