@@ -1,7 +1,8 @@
 """The CPU's mLSTM kernels alone: `python -m bench kernels` calls them as `mlstm()` does, without PyTorch around them.
 
 Prints milliseconds and the share of the FMA peak with one thread, and how many times as fast two are. The peak is that of
-multiply-adds that never leave the registers (fma_peak.cpp, which needs a C++ compiler).
+multiply-adds that never leave the registers (fma_peak.cpp, which needs a C++ compiler). All times are the lowest of their rounds,
+as the peak's is: a neighbour on the machine takes the memory from the kernels, but not from the peak.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xlstm_cuda.ops import mlstm_cpu
 from .checkout import commit
 from .environment import environment
 from .suites.mlstm import CPU_SHAPES, ours
-from .timing import interleaved, keep_freed_memory, ratio, wall_clock
+from .timing import interleaved, keep_freed_memory, wall_clock
 
 FILE = "kernels.json"
 SHAPES = (*CPU_SHAPES, (1, 256, 4, 64), (1, 512, 4, 64), (1, 512, 4, 128), (1, 8192, 4, 64))  #: B, S, NH, D
@@ -104,9 +105,9 @@ def measured(shape: tuple[int, int, int, int], seconds: float) -> dict[str, Any]
     del h, dh, gradients  # not before: the native calls know only their addresses
     return {
         "shape": dict(B=B, S=S, NH=NH, D=D),
-        "ms": {name: {str(n): times[f"{name}, {n}"].median for n in THREADS} for name in (*PASSES, "both")},
+        "ms": {name: {str(n): times[f"{name}, {n}"].minimum for n in THREADS} for name in (*PASSES, "both")},
         "multiply-adds": {name: B * NH * count for name, count in multiply_adds(S, D).items()},
-        "second thread": ratio(times["both, 1"], times["both, 2"]),
+        "second thread": times["both, 1"].minimum / times["both, 2"].minimum,
     }
 
 
