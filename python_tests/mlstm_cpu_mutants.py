@@ -11,8 +11,8 @@ OPS = "xlstm_cuda/ops/mlstm_cpu.py"
 RESULT = "    return MLSTMGradients(dq, dk, dv, di, df, dC0, dn0, dm0)\n"
 RESULTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")
 MUTANTS: dict[str, Bug] = scaled(OPS, RESULT, {name: name for name in RESULTS}) | table("mlstm_cpu") | table("cpu_layers")
-FILES = ("conv_cpu", "block_step_cpu", "mlstm_layer_cpu", "mlstm_cpu", "slstm_layer_cpu", "mlstm_limits", "threads_cpu")  # quick ones first
-TESTS = [*(f"python_tests/test_{name}.py" for name in FILES), "-k", "not simt and not cuda"]
+QUICK, SLOW = ("conv_cpu", "block_step_cpu", "mlstm_layer_cpu", "mlstm_cpu"), ("slstm_layer_cpu", "mlstm_limits", "threads_cpu")
+TESTS = [*(f"python_tests/test_{name}.py" for name in QUICK + SLOW), "-k", "not simt and not cuda"]
 
 if __name__ == "__main__":
     raise SystemExit(plant(__doc__, MUTANTS, TESTS, "_C"))
