@@ -103,10 +103,10 @@ class Record:
 
     example: str
     contender: str
+    values: dict[str, Any]
     seed: int
     quick: bool
     cpu_seconds: float
-    values: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -215,7 +215,7 @@ class Experiment:
             values = self.measure(contender, seed, quick, progress.show)
             seconds = round(time.process_time() - started, 1)
             where = {name: value for name, value in environment().items() if name in MACHINE}
-            made.append(Record(self.name, contender, seed, quick, seconds, values, where))
+            made.append(Record(self.name, contender, values, seed, quick, seconds, where))
             kept[made[-1].key] = made[-1]
             if path:
                 save(path, list(kept.values()))
